@@ -1,0 +1,1 @@
+//! Transactions whose answer was lost are read back before anything else is done.
