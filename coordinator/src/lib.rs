@@ -1,1 +1,15 @@
-//! x
+//! The coordinator: keeps batches in the store, deals their tasks to workers, decides once.
+//!
+//! [`Server`] is the whole process as one library call; `docs/architecture.md` has the map of tasks.
+
+pub mod config;
+pub mod dispatch;
+pub mod driver;
+pub mod error;
+pub mod grpc;
+pub mod manifest;
+pub mod node;
+mod server;
+pub mod store;
+
+// pub use server::{RunError, Server, StartError};
