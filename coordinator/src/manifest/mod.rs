@@ -1,1 +1,279 @@
-//! Being written.
+//! What is too large for the store: task segments, failure details, completion reports.
+//!
+//! All of it is in object storage, under `batches/{namespace}/{batch}/`. An object is written once and
+//! never changed (but the report, which is written again when the coordinator died before it could say
+//! that it wrote it), so that whoever holds a record that names it can rely on its bytes; size and
+//! CRC-32C are checked at every read from storage.
+
+mod cache;
+mod segment;
+
+use crate::error::Error;
+use crate::store::keys::BatchKey;
+use cache::Cache;
+use futures::{StreamExt, TryStreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use prost::Message;
+use segment::Verified;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tranche_proto::v1;
+use uuid::Uuid;
+
+/// How many bytes of segments stay in memory, so that tasks which were just appended are leased without
+/// a read. 64 MiB: sixteen full segments, far more than a fleet has open at once, and well below the
+/// memory that a coordinator may use.
+pub const CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Object storage. A clone is one more handle on the same.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    store: Arc<dyn ObjectStore>,
+    /// The directory, when the storage is one.
+    dir: PathBuf,
+    cache: Arc<Mutex<Cache>>,
+}
+
+impl Objects {
+    /// Object storage in a local directory, which is created if missing. Writes are synced to disk before
+    /// they are done.
+    ///
+    /// # Errors
+    /// When the directory can't be created or read.
+    pub fn local(dir: &Path) -> Result<Self, Error> {
+        Self::local_with_cache(dir, CACHE_BYTES)
+    }
+
+    fn local_with_cache(dir: &Path, cache_bytes: usize) -> Result<Self, Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Objects(format!("{}: {error}", dir.display()));
+        std::fs::create_dir_all(dir).map_err(|error| failed(&error))?;
+        let dir = dir.canonicalize().map_err(|error| failed(&error))?;
+        let store = LocalFileSystem::new_with_prefix(&dir).map_err(|error| failed(&error))?.with_fsync(true);
+        Ok(Self { store: Arc::new(store), dir, cache: Arc::new(Mutex::new(Cache::new(cache_bytes))) })
+    }
+
+    /// Where an object is, for people: its file's path.
+    pub fn uri(&self, path: &str) -> String {
+        self.dir.join(path).display().to_string()
+    }
+
+    /// Writes consecutive tasks, durably, as a new object; the record is what later finds and checks it.
+    ///
+    /// # Errors
+    /// [`Error::Objects`] when storage doesn't take it; nothing counts then.
+    pub async fn write_segment(
+        &self,
+        batch: &BatchKey,
+        first: u64,
+        tasks: &[v1::Task],
+    ) -> Result<v1::SegmentRecord, Error> {
+        // A new name each time: what an owner that lost the batch still writes can't replace an object
+        // that a record of the new owner names.
+        let object = format!("{}segments/{first:020}-{}", folder(batch), Uuid::new_v4().simple());
+        let segment = Verified::encode(tasks);
+        let record = v1::SegmentRecord {
+            first: first.cast_signed(),
+            last: (first + tasks.len() as u64).cast_signed() - 1,
+            object,
+            size: segment.bytes().len() as i64,
+            crc32c: crc32c::crc32c(segment.bytes()),
+        };
+        self.put(&record.object, segment.bytes().clone().into()).await?;
+        self.cache().insert(record.object.clone(), Arc::new(segment));
+        Ok(record)
+    }
+
+    /// Reads the tasks of `runs`, in their order, from consecutive segments that hold them all.
+    ///
+    /// Payloads are slices of the segment that holds them, nothing is copied.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], which names the object, when it is missing or isn't what was written, or when no
+    /// segment holds a task; [`Error::Objects`] when storage doesn't answer.
+    pub async fn read_tasks(
+        &self,
+        segments: &[v1::SegmentRecord],
+        runs: &[(u64, u64)],
+    ) -> Result<Vec<v1::Task>, Error> {
+        let wanted: u64 = runs.iter().map(|&(first, last)| last + 1 - first).sum();
+        let mut tasks = Vec::with_capacity(wanted as usize);
+        let mut open: Option<(usize, Arc<Verified>)> = None;
+        for &(first, last) in runs {
+            let mut next = first;
+            while next <= last {
+                let index = segments.partition_point(|s| s.last.cast_unsigned() < next);
+                let Some(record) = segments.get(index).filter(|s| s.first.cast_unsigned() <= next) else {
+                    return Err(Error::Damaged {
+                        what: segments.first().map_or_else(|| "manifest".to_owned(), |s| s.object.clone()),
+                        message: format!("no segment from here on holds task {next}"),
+                    });
+                };
+                let segment = match &open {
+                    Some((at, segment)) if *at == index => segment.clone(),
+                    _ => self.segment(record).await?,
+                };
+                let end = last.min(record.last.cast_unsigned());
+                let base = record.first.cast_unsigned();
+                segment
+                    .read((next - base) as usize..(end + 1 - base) as usize, &mut tasks)
+                    .map_err(|message| damaged(&record.object, message))?;
+                open = Some((index, segment));
+                next = end + 1;
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Writes the failures of one lease. The same failures under the same token are the same object.
+    ///
+    /// # Errors
+    /// [`Error::Objects`] when storage doesn't take it.
+    pub async fn write_failures(
+        &self,
+        batch: &BatchKey,
+        first: u64,
+        token: (u64, u64),
+        failures: Vec<v1::TaskFailure>,
+    ) -> Result<String, Error> {
+        let bytes = v1::FailureList { failures }.encode_to_vec();
+        // Range records hold only the path, so the checksum is part of it.
+        let object = format!(
+            "{}failures/{first:020}-{}-{}-{:08x}",
+            folder(batch),
+            token.0,
+            token.1,
+            crc32c::crc32c(&bytes)
+        );
+        self.put(&object, bytes.into()).await?;
+        Ok(object)
+    }
+
+    /// Reads what [`Self::write_failures`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when the object is missing or isn't what was written; [`Error::Objects`] when
+    /// storage doesn't answer.
+    pub async fn read_failures(&self, object: &str) -> Result<Vec<v1::TaskFailure>, Error> {
+        let bytes = self.get(object, None).await?;
+        let sum = object.rsplit_once('-').and_then(|(_, sum)| u32::from_str_radix(sum, 16).ok());
+        if sum != Some(crc32c::crc32c(&bytes)) {
+            return Err(damaged(object, "its checksum is not the one in its name".to_owned()));
+        }
+        let list = v1::FailureList::decode(bytes).map_err(|error| damaged(object, error.to_string()))?;
+        Ok(list.failures)
+    }
+
+    /// Writes a batch's completion report and says where it is.
+    ///
+    /// # Errors
+    /// [`Error::Objects`] when storage doesn't take it.
+    pub async fn write_report(&self, batch: &BatchKey, report: &serde_json::Value) -> Result<String, Error> {
+        let object = format!("{}report.json", folder(batch));
+        self.put(&object, format!("{report:#}\n").into()).await?;
+        Ok(self.uri(&object))
+    }
+
+    /// Deletes everything of a batch. One that has nothing is no error.
+    ///
+    /// # Errors
+    /// [`Error::Objects`] when storage doesn't do it; it can be called again.
+    pub async fn delete_batch(&self, batch: &BatchKey) -> Result<(), Error> {
+        let folder = folder(batch);
+        self.cache().remove_folder(&folder);
+        let prefix = object_path(&folder)?;
+        let listed = self.store.list(Some(&prefix)).map_ok(|object| object.location).boxed();
+        let mut deleted = self.store.delete_stream(listed);
+        while let Some(result) = deleted.next().await {
+            match result {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed(&folder, &error)),
+            }
+        }
+        // A local write that a crash cut off leaves a temporary file that listings don't show; it and the
+        // empty directories go too.
+        let dir = self.dir.join(&folder);
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
+        match removed.map_err(|error| Error::Objects(error.to_string()))? {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(&folder, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn segment(&self, record: &v1::SegmentRecord) -> Result<Arc<Verified>, Error> {
+        if let Some(segment) = self.cache().get(&record.object) {
+            return Ok(segment);
+        }
+        let object = &record.object;
+        let bytes = self.get(object, Some(record.size.cast_unsigned())).await?;
+        if crc32c::crc32c(&bytes) != record.crc32c {
+            return Err(damaged(object, "its checksum is not the recorded one".to_owned()));
+        }
+        let segment = Verified::index(bytes).map_err(|message| damaged(object, message))?;
+        let wanted = record.last + 1 - record.first;
+        if segment.len() as i64 != wanted {
+            return Err(damaged(object, format!("it holds {} tasks instead of {wanted}", segment.len())));
+        }
+        let segment = Arc::new(segment);
+        self.cache().insert(object.clone(), segment.clone());
+        Ok(segment)
+    }
+
+    async fn put(&self, object: &str, payload: PutPayload) -> Result<(), Error> {
+        self.store.put(&object_path(object)?, payload).await.map_err(|error| failed(object, &error))?;
+        Ok(())
+    }
+
+    /// Reads an object; one of another size isn't read at all.
+    async fn get(&self, object: &str, size: Option<u64>) -> Result<bytes::Bytes, Error> {
+        let found = match self.store.get(&object_path(object)?).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(damaged(object, "it is missing".to_owned()));
+            }
+            Err(error) => return Err(failed(object, &error)),
+        };
+        if let Some(size) = size.filter(|&size| size != found.meta.size) {
+            return Err(damaged(object, format!("it has {} bytes instead of {size}", found.meta.size)));
+        }
+        found.bytes().await.map_err(|error| failed(object, &error))
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        // Nothing panics while it is held; if it did, a cache is right at every step.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everything of a batch is under this. Namespace and id are words of `a-z0-9-` ([`BatchKey::parse`]).
+fn folder(batch: &BatchKey) -> String {
+    format!("batches/{}/{}/", batch.namespace, batch.id)
+}
+
+/// Refuses what isn't a plain path below the storage's root (`..`, empty components).
+fn object_path(object: &str) -> Result<ObjectPath, Error> {
+    ObjectPath::parse(object).map_err(|error| damaged(object, error.to_string()))
+}
+
+fn damaged(object: &str, message: String) -> Error {
+    Error::Damaged { what: format!("object {object}"), message }
+}
+
+/// The error with its causes: "no space left" is usually the innermost.
+fn failed(object: &str, error: &dyn std::error::Error) -> Error {
+    let mut text = format!("{object}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    Error::Objects(text)
+}
+
+#[cfg(test)]
+mod tests;
