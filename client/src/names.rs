@@ -1,0 +1,42 @@
+//! Resource names: `namespaces/{namespace}/batches/{batch}`.
+
+/// The namespace used when none is named.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// The full name of a batch that was given by full name or by bare id (in [`DEFAULT_NAMESPACE`]).
+///
+/// ```
+/// assert_eq!(tranche_client::names::batch("b1"), "namespaces/default/batches/b1");
+/// assert_eq!(tranche_client::names::batch("namespaces/x/batches/b1"), "namespaces/x/batches/b1");
+/// ```
+pub fn batch(name_or_id: &str) -> String {
+    if name_or_id.contains('/') {
+        name_or_id.to_owned()
+    } else {
+        format!("namespaces/{DEFAULT_NAMESPACE}/batches/{name_or_id}")
+    }
+}
+
+/// The id at the end of a batch's name; a bare id is returned as it is.
+///
+/// ```
+/// assert_eq!(tranche_client::names::batch_id("namespaces/x/batches/b1"), "b1");
+/// ```
+pub fn batch_id(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// The full name of a namespace that was given by full name or by bare id; empty is
+/// [`DEFAULT_NAMESPACE`].
+///
+/// ```
+/// assert_eq!(tranche_client::names::namespace(""), "namespaces/default");
+/// assert_eq!(tranche_client::names::namespace("x"), "namespaces/x");
+/// ```
+pub fn namespace(name_or_id: &str) -> String {
+    match name_or_id {
+        "" => format!("namespaces/{DEFAULT_NAMESPACE}"),
+        name if name.contains('/') => name.to_owned(),
+        id => format!("namespaces/{id}"),
+    }
+}
