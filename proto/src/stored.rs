@@ -4,7 +4,7 @@
 //! fields when it writes a record back. prost drops unknown fields, so [`Stored`] carries them.
 
 use prost::Message;
-use prost::encoding::{WireType, decode_key, encode_key, encode_varint};
+use prost::encoding::{decode_key, encode_key};
 use prost_types::FileDescriptorSet;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -120,6 +120,7 @@ pub fn decode_runs(encoded: &[u64]) -> Vec<(u64, u64)> {
 mod tests {
     use super::*;
     use crate::v1::CutoffRecord;
+    use prost::encoding::{WireType, encode_varint};
 
     #[test]
     fn fields_of_a_newer_version_survive_a_rewrite() {

@@ -1,0 +1,270 @@
+//! After the decision: ranges are made final or removed, then the batch is closed, swept and folded.
+
+use super::{Batch, LiveLease, Waiting};
+use crate::Phase;
+use crate::event::{Attempt, Command, Grant, Report, ReportResult};
+use crate::ids::{Now, Token, WorkerKey};
+use crate::record::{Outcome, RangePhase, RangeRecord, State};
+use crate::runs::{Run, Runs};
+use std::time::Duration;
+
+/// How far down the queue a worker's own ranges are looked for.
+const PREFER_WITHIN: usize = 256;
+
+/// The batch's own last lease: PUBLISH or SWEEP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// Not yet, or not any more.
+    Idle,
+    /// To be leased.
+    Ready { phase: Phase, ready_at: Duration, attempt: u32 },
+    /// Leased.
+    Out,
+    /// Swept, nothing was found: fold.
+    Done,
+}
+
+impl Batch {
+    /// Queues every range that the decision asks something of.
+    pub(super) fn queue_finish(&mut self, outcome: Outcome, now: Now) {
+        self.finish = self
+            .records
+            .ranges
+            .iter()
+            .filter(|(_, range)| match outcome {
+                Outcome::Commit => range.phase == RangePhase::Staged && !range.winners.is_empty(),
+                Outcome::Rollback => range.phase != RangePhase::RolledBack,
+            })
+            .map(|(first, _)| Waiting { first: *first, ready_at: now.at, attempt: 0 })
+            .collect();
+    }
+
+    /// Whether somebody may still be staging the range.
+    pub(super) fn staging(&self, first: u64) -> bool {
+        self.records.ranges[&first].lease.as_ref().is_some_and(|lease| self.leases.contains_key(&lease.token))
+    }
+
+    /// Leases a range for commit or rollback, or the batch's last step. No write comes first: these
+    /// phases are idempotent, and a token is unique by its epoch.
+    pub(super) fn grant_finish(&mut self, worker: &WorkerKey, now: Now) -> bool {
+        if let Closing::Ready { phase, ready_at, attempt } = self.closing
+            && ready_at <= now.at
+        {
+            let token = self.next_token();
+            self.closing = Closing::Out;
+            let run = Run::new(1, self.records.cutoff.cutoff.max(1));
+            self.send(worker, token, phase, run, Vec::new(), attempt, now);
+            return true;
+        }
+        let Some(waiting) = self.pick_finish(worker, now) else { return false };
+        let token = self.next_token();
+        let range = &self.records.ranges[&waiting.first];
+        let (phase, attempts) = match self.records.state.state {
+            State::Committing => (Phase::Commit, winners(range)),
+            _ => (Phase::Rollback, everything(range)),
+        };
+        let run = range.run;
+        self.send(worker, token, phase, run, attempts, waiting.attempt, now);
+        true
+    }
+
+    /// A range that this worker staged, if one is near; else one of a worker that isn't here; else the
+    /// next.
+    fn pick_finish(&mut self, worker: &WorkerKey, now: Now) -> Option<Waiting> {
+        let committing = self.records.state.state == State::Committing;
+        let ready = |batch: &Self, waiting: &Waiting| {
+            waiting.ready_at <= now.at && (committing || !batch.staging(waiting.first))
+        };
+        let staged_by = |batch: &Self, first: u64| -> Option<String> {
+            let range = &batch.records.ranges[&first];
+            range
+                .winners
+                .first()
+                .map(|winner| winner.worker.clone())
+                .or_else(|| range.lease.as_ref().map(|lease| lease.worker.id.to_string()))
+        };
+        let (mut orphan, mut any) = (None, None);
+        for (index, waiting) in self.finish.iter().enumerate().take(PREFER_WITHIN) {
+            if !ready(self, waiting) {
+                continue;
+            }
+            let by = staged_by(self, waiting.first);
+            if by.as_deref() == Some(&*worker.id) {
+                return self.finish.remove(index);
+            }
+            let here = by.is_some_and(|id| self.workers.iter().any(|(key, w)| *key.id == *id && !w.gone));
+            if orphan.is_none() && !here {
+                orphan = Some(index);
+            }
+            any = any.or(Some(index));
+        }
+        let index = orphan.or(any).or_else(|| self.finish.iter().position(|waiting| ready(self, waiting)))?;
+        self.finish.remove(index)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn send(
+        &mut self,
+        worker: &WorkerKey,
+        token: Token,
+        phase: Phase,
+        run: Run,
+        attempts: Vec<Attempt>,
+        attempt: u32,
+        now: Now,
+    ) {
+        self.leases
+            .insert(token, LiveLease { worker: worker.clone(), run, phase, attempt, granted_at: now.at });
+        self.out.push(Command::Grant(Grant {
+            worker: worker.clone(),
+            token,
+            phase,
+            run,
+            runs: Runs::default(),
+            attempts,
+            attempt,
+            staged: self.records.state.staged,
+        }));
+    }
+
+    /// COMMIT and ROLLBACK.
+    pub(super) fn report_range(&mut self, report: Report, now: Now) {
+        let Report { worker, token, phase, error, .. } = report;
+        let lease = self.leases.remove(&token).expect("the caller found it");
+        let first = lease.run.first;
+        if let Some(error) = error {
+            // Retried for ever: the decision stands.
+            self.message = format!("{phase:?} of {}-{} by {}: {}", first, lease.run.last, worker.id, error.0);
+            let ready_at = now.at + self.settings.pause(lease.attempt);
+            self.finish.push_back(Waiting { first, ready_at, attempt: lease.attempt + 1 });
+            self.out.push(Command::Ack { worker, token, result: ReportResult::Durable });
+            return;
+        }
+        let range = self.records.ranges.get_mut(&first).expect("a leased range is there");
+        if phase == Phase::Commit {
+            range.phase = RangePhase::Committed;
+            self.records.state.committed += range.staged();
+        } else {
+            range.phase = RangePhase::RolledBack;
+            self.records.state.rolled_back += range.run.len();
+        }
+        self.message.clear();
+        self.touch(first);
+        self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+    }
+
+    /// PUBLISH and SWEEP.
+    pub(super) fn report_closing(&mut self, report: Report, now: Now) {
+        let Report { worker, token, phase, error, residue, .. } = report;
+        let lease = self.leases.remove(&token).expect("the caller found it");
+        if let Some(error) = error {
+            self.message = format!("{phase:?} by {}: {}", worker.id, error.0);
+            let ready_at = now.at + self.settings.pause(lease.attempt);
+            self.closing = Closing::Ready { phase, ready_at, attempt: lease.attempt + 1 };
+            self.out.push(Command::Ack { worker, token, result: ReportResult::Durable });
+            return;
+        }
+        self.message.clear();
+        if phase == Phase::Publish {
+            self.records.state.published = true;
+            self.closing = Closing::Idle;
+        } else if residue > 0 {
+            // What was found is gone now; look again until nothing is found.
+            if self.records.state.state == State::RollingBack {
+                self.records.state.residue_removed += residue;
+            }
+            self.closing = Closing::Ready { phase, ready_at: now.at, attempt: lease.attempt };
+        } else {
+            self.closing = Closing::Done;
+        }
+        self.dirty.state = true;
+        self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+    }
+
+    fn finishing(&self) -> bool {
+        !self.finish.is_empty()
+            || self.leases.values().any(|lease| matches!(lease.phase, Phase::Commit | Phase::Rollback))
+    }
+
+    fn close_with(&mut self, phase: Phase, now: Now) {
+        if self.closing == Closing::Idle {
+            self.closing = Closing::Ready { phase, ready_at: now.at, attempt: 0 };
+        }
+    }
+
+    pub(super) fn advance_decided(&mut self, now: Now) {
+        if self.finishing() {
+            return;
+        }
+        let nothing_leased = self.records.cutoff.cutoff == 0;
+        let done = match self.records.state.state {
+            State::Committing if self.records.state.published || nothing_leased => {
+                self.records.state.published = true;
+                State::Committed
+            }
+            State::Committing => return self.close_with(Phase::Publish, now),
+            _ if self.closing == Closing::Done || nothing_leased => State::RolledBack,
+            _ => return self.close_with(Phase::Sweep, now),
+        };
+        self.records.state.state = done;
+        self.records.state.end_time_ms = now.wall_ms;
+        self.records.state.cutoff = self.records.cutoff.cutoff;
+        self.dirty.report = true;
+        for worker in self.participants() {
+            self.after.push(Command::Leave { worker, state: done });
+        }
+    }
+
+    pub(super) fn advance_final(&mut self, now: Now) {
+        if self.records.state.swept || self.dirty.any() {
+            return;
+        }
+        let swept = self.records.state.state == State::RolledBack
+            || self.records.cutoff.cutoff == 0
+            || self.closing == Closing::Done;
+        if !swept {
+            return self.close_with(Phase::Sweep, now);
+        }
+        self.fold();
+    }
+
+    /// Ranges are folded into the state's counts, but for those with failures, which the failure list
+    /// needs. Bit by bit; the last write says `swept`.
+    fn fold(&mut self) {
+        let foldable: Vec<u64> = self
+            .records
+            .ranges
+            .iter()
+            .filter(|(_, range)| range.failed_runs.is_empty())
+            .map(|(first, _)| *first)
+            .take(super::WRITE_RECORDS)
+            .collect();
+        self.dirty.state = true;
+        for first in &foldable {
+            self.records.ranges.remove(first);
+        }
+        let last = !self.records.ranges.values().any(|range| range.failed_runs.is_empty());
+        self.dirty.folded = foldable;
+        if last {
+            self.records.state.swept = true;
+            self.dirty.release = true;
+            self.after.push(Command::Ended);
+        }
+    }
+}
+
+fn winners(range: &RangeRecord) -> Vec<Attempt> {
+    range
+        .winners
+        .iter()
+        .map(|w| Attempt { token: w.token, runs: w.runs.clone(), receipt: w.receipt.clone() })
+        .collect()
+}
+
+/// Every attempt there ever was, the ones that never reported too.
+fn everything(range: &RangeRecord) -> Vec<Attempt> {
+    let mut all = winners(range);
+    let others = range.losers.iter().copied().chain(range.lease.as_ref().map(|lease| lease.token));
+    all.extend(others.map(|token| Attempt { token, runs: Runs::default(), receipt: Vec::new() }));
+    all
+}
