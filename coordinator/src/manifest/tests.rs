@@ -112,12 +112,12 @@ async fn two_segments_one_after_the_other_decode_as_one() {
 async fn a_damaged_segment_is_refused_by_its_name() {
     let dir = tempfile::tempdir().expect("a directory");
     let records = three(&cold(dir.path())).await;
+    let path = dir.path();
     let record = &records[0];
     let file = dir.path().join(&record.object);
     let good = fs::read(&file).expect("read");
 
-    let read =
-        |records: Vec<SegmentRecord>| async move { cold(dir.path()).read_tasks(&records, &[(1, 1)]).await };
+    let read = |records: Vec<SegmentRecord>| async move { cold(path).read_tasks(&records, &[(1, 1)]).await };
     fs::write(&file, &good[..good.len() - 1]).expect("written");
     let (what, message) = damage(read(records.clone()).await);
     assert!(what.contains(&record.object), "{what}");
