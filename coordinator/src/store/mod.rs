@@ -4,6 +4,7 @@
 //! real deployments, [`embedded`] for one process without a server. Revisions are those of etcd: one
 //! counter for the whole store, each transaction that changes anything gets the next one.
 
+mod check;
 pub mod commit;
 pub mod embedded;
 #[cfg(feature = "etcd")]
