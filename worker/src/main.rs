@@ -1,2 +1,2 @@
-//! x
+//! The worker's binary.
 fn main() {}

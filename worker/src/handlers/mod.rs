@@ -1,0 +1,6 @@
+//! The built-in handlers.
+
+mod noop;
+mod params;
+
+pub use noop::Noop;

@@ -1,0 +1,82 @@
+//! Runs one lease through its handler.
+
+use crate::handler::{Handler, HandlerError, Staged};
+use crate::lease::{StageLease, Token, Work, contains, count};
+use crate::per_task::panic_text;
+use crate::session::{Job, Outcome};
+use futures::FutureExt as _;
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, debug, info_span, warn};
+
+/// The handlers of a worker, by name.
+pub(crate) type Handlers = HashMap<String, Arc<dyn Handler>>;
+
+/// Calls the handler. A panic is an error of the lease, never its success.
+pub(crate) async fn run(handlers: Arc<Handlers>, job: Job, cancel: CancellationToken) -> (Token, Outcome) {
+    let token = job.token;
+    let span = info_span!("lease", %token, handler = job.handler);
+    let call = async {
+        let Some(handler) = handlers.get(&job.handler) else {
+            return Err(HandlerError::Refused(format!("handler `{}` is not known", job.handler)));
+        };
+        call(&**handler, &job, &cancel).await
+    };
+    let outcome = AssertUnwindSafe(call.instrument(span.clone())).catch_unwind().await;
+    let _entered = span.entered();
+    let outcome = match outcome {
+        Ok(Ok(outcome)) => {
+            debug!(?outcome, "lease done");
+            outcome
+        }
+        Ok(Err(error)) => {
+            if error != HandlerError::Cancelled {
+                warn!(%error, "lease failed");
+            }
+            Outcome::Error(error.to_string())
+        }
+        Err(panic) => {
+            let text = format!("the handler {}", panic_text(&*panic));
+            tracing::error!(error = text, "lease failed");
+            Outcome::Error(text)
+        }
+    };
+    (token, outcome)
+}
+
+async fn call(handler: &dyn Handler, job: &Job, cancel: &CancellationToken) -> Result<Outcome, HandlerError> {
+    match &job.work {
+        Work::Stage(lease) => staged(lease, handler.stage(lease, cancel, &job.progress).await?),
+        Work::Commit(lease) => Ok(Outcome::Done(handler.commit(lease).await?)),
+        Work::Rollback(lease) => Ok(Outcome::Done(handler.rollback(lease).await?)),
+        Work::Publish(batch) => handler.publish(batch).await.map(|()| Outcome::Done(0)),
+        Work::Sweep(batch) => Ok(Outcome::Swept(handler.sweep(batch).await?)),
+    }
+}
+
+/// Checks that the failures are tasks of the lease, each once: what is staged is counted from them.
+fn staged(lease: &StageLease, staged: Staged) -> Result<Outcome, HandlerError> {
+    let mut seen = HashSet::new();
+    for failure in &staged.failures {
+        if !contains(&lease.runs, failure.sequence) || !seen.insert(failure.sequence) {
+            let sequence = failure.sequence;
+            return Err(HandlerError::Refused(format!(
+                "the handler's failure of task {sequence} is not of this lease, or came twice"
+            )));
+        }
+    }
+    let done = count(&lease.runs) - staged.failures.len() as u64;
+    let mut failures: Vec<_> = staged
+        .failures
+        .into_iter()
+        .map(|failure| {
+            let task = lease.tasks.binary_search_by_key(&failure.sequence, |task| task.sequence);
+            let key = task.map_or_else(|_| String::new(), |index| lease.tasks[index].key.clone());
+            (failure, key)
+        })
+        .collect();
+    failures.sort_by_key(|(failure, _)| failure.sequence);
+    Ok(Outcome::Staged { done, failures, receipt: staged.receipt })
+}

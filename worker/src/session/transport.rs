@@ -1,0 +1,81 @@
+//! How streams to coordinators are opened: HTTP/2 for real, anything else in a simulation.
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tranche_proto::v1::worker_service_client::WorkerServiceClient;
+use tranche_proto::{MAX_FRAME_BYTES, v1};
+
+/// What a coordinator says.
+pub type Inbound = BoxStream<'static, Result<v1::AttachResponse, Status>>;
+
+/// Opens connections.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// Connects to a coordinator.
+    ///
+    /// # Errors
+    /// There is nobody, or it isn't one; the worker tries again after a pause.
+    async fn connect(&self, url: &str) -> Result<Box<dyn Connection>, Status>;
+}
+
+/// An open connection with no stream on it yet.
+#[async_trait]
+pub trait Connection: Send {
+    /// Opens the stream. `outbound` may hold frames already (Hello does): a coordinator may wait for
+    /// them before it answers at all.
+    ///
+    /// # Errors
+    /// The coordinator refused the stream.
+    async fn attach(self: Box<Self>, outbound: mpsc::Receiver<v1::AttachRequest>) -> Result<Inbound, Status>;
+}
+
+/// gRPC over HTTP/2.
+#[derive(Clone, Debug)]
+pub struct Http2 {
+    /// How long a connection may take to open.
+    pub connect_timeout: Duration,
+    /// How often a connection is pinged. A coordinator that is stopped, not gone, is noticed so.
+    pub keep_alive_interval: Duration,
+    /// How long it may take to answer a ping.
+    pub keep_alive_timeout: Duration,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            keep_alive_interval: Duration::from_secs(5),
+            keep_alive_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for Http2 {
+    async fn connect(&self, url: &str) -> Result<Box<dyn Connection>, Status> {
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|error| Status::invalid_argument(format!("`{url}` is no URL: {error}")))?
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(self.keep_alive_interval)
+            .keep_alive_timeout(self.keep_alive_timeout)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        Ok(Box::new(channel))
+    }
+}
+
+#[async_trait]
+impl Connection for Channel {
+    async fn attach(self: Box<Self>, outbound: mpsc::Receiver<v1::AttachRequest>) -> Result<Inbound, Status> {
+        let mut client = WorkerServiceClient::new(*self).max_decoding_message_size(MAX_FRAME_BYTES);
+        let response = client.attach(ReceiverStream::new(outbound)).await?;
+        Ok(response.into_inner().boxed())
+    }
+}
