@@ -1,1 +1,251 @@
-//! Being written.
+//! What a coordinator is told: a TOML file, then the environment, then flags; the later wins.
+//!
+//! [`FIELDS`] is the one list of names: in the file as they are, in the environment as
+//! `TRANCHE_COORDINATOR_` with the name in capitals, as flags with `-` for `_`. A name that isn't there is
+//! refused, wherever it is. Nothing is opened before [`Config::check`] said yes.
+
+mod check;
+mod sources;
+
+pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+use tranche_proto::MAX_APPEND_BYTES;
+
+/// A coordinator's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address to listen on; port 0 takes a free one. Default: `127.0.0.1:7070`.
+    pub listen: SocketAddr,
+    /// URL at which clients, workers and other coordinators reach this one, `http://host:port`.
+    /// Default: the address it listens on; required when that is all interfaces (`0.0.0.0`).
+    pub advertise: Option<String>,
+    /// Lets `listen` be another than loopback although calls are in clear text and nobody is asked who
+    /// they are. Default: false.
+    pub insecure: bool,
+    /// Where batches are kept. Default: embedded, in `tranche-data` of the working directory.
+    pub store: StoreConfig,
+    /// Directory of task segments, failure details and reports. Default: `objects` in the embedded store's
+    /// directory; with etcd it is required, and all coordinators must share it.
+    pub objects: Option<PathBuf>,
+    /// How long to wait for the store at start before giving up. 100 ms to 1 h, default 30 s.
+    pub start_timeout: Duration,
+    /// How long a lease lives after its worker's last heartbeat: the time until a lost worker's ranges go
+    /// to others. 200 ms to 10 min, default 10 s.
+    pub lease_ttl: Duration,
+    /// How often workers send heartbeats; at most a third of `lease_ttl`, so that one may be lost. At least
+    /// 20 ms. Default: a quarter of `lease_ttl`.
+    pub heartbeat_interval: Option<Duration>,
+    /// Handlers that a batch may ask for before any worker announced them; at most 64. Default: `object`,
+    /// `noop`.
+    pub handlers: Vec<String>,
+    /// How long a unary call may take. 100 ms to 10 min, default 30 s.
+    pub request_timeout: Duration,
+    /// Calls that are worked on at once; one more is refused (`OVERLOADED`). 1 to 1,000,000, default 1,024:
+    /// each holds at most one message.
+    pub max_concurrent_requests: usize,
+    /// WatchBatch streams at once; one more is refused. 1 to 100,000, default 1,024.
+    pub max_watchers: usize,
+    /// AppendTasks streams at once; one more is refused. 1 to 10,000, default 256.
+    pub max_append_streams: usize,
+    /// Bytes of tasks, of all append streams together, that are not durable yet; more wait. 4 MiB (one
+    /// message) to 1 GiB, default 32 MiB.
+    pub max_append_inflight_bytes: usize,
+    /// How long a shutdown may take before what is still open is cut. 0 to 10 min, default 10 s.
+    pub shutdown_grace: Duration,
+    /// How long a commit or rollback lease that failed waits before it is given again; doubles with each
+    /// failure up to [`MAX_RETRY_PAUSE`]. 10 ms to 30 s, default 1 s.
+    pub retry_pause: Duration,
+    /// What is logged, as `tracing` filter directives. Default: `info`.
+    pub log: String,
+    /// How it is logged. Default: text.
+    pub log_format: LogFormat,
+}
+
+/// The longest pause before a failed commit or rollback lease is given again: a library that comes back is
+/// noticed within half a minute.
+pub const MAX_RETRY_PAUSE: Duration = Duration::from_secs(30);
+
+/// Where batches are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// In a directory, by this process alone. As text: `embedded:PATH`.
+    Embedded {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// In etcd. As text: `etcd:URL,URL`. Only in builds with the feature `etcd`.
+    Etcd {
+        /// URLs of its members, `http://host:port`.
+        endpoints: Vec<String>,
+        /// Prefix of every key; begins and ends with `/`. Default: `/tranche/v1/`.
+        prefix: String,
+        /// How long what a lost coordinator held stays locked. 1 s to 10 min, default 5 s.
+        session_ttl: Duration,
+        /// How long one call may take. 100 ms to 1 min, default 5 s.
+        call_timeout: Duration,
+    },
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("must be text or json"),
+        }
+    }
+}
+
+/// Default of [`StoreConfig::Etcd`]'s prefix.
+pub const DEFAULT_PREFIX: &str = "/tranche/v1/";
+/// Default of [`StoreConfig::Etcd`]'s session TTL.
+pub const DEFAULT_SESSION_TTL: Duration = Duration::from_secs(5);
+/// Default of [`StoreConfig::Etcd`]'s call timeout.
+pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            advertise: None,
+            insecure: false,
+            store: StoreConfig::Embedded { path: PathBuf::from("tranche-data") },
+            objects: None,
+            start_timeout: Duration::from_secs(30),
+            lease_ttl: Duration::from_secs(10),
+            heartbeat_interval: None,
+            handlers: vec!["object".to_owned(), "noop".to_owned()],
+            request_timeout: Duration::from_secs(30),
+            max_concurrent_requests: 1024,
+            max_watchers: 1024,
+            max_append_streams: 256,
+            max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
+            shutdown_grace: Duration::from_secs(10),
+            retry_pause: Duration::from_secs(1),
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+impl Config {
+    /// A coordinator of its own in this process: all in `dir`, on a free port of loopback.
+    pub fn embedded(dir: PathBuf) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            store: StoreConfig::Embedded { path: dir },
+            ..Self::default()
+        }
+    }
+
+    /// Reads the file, lays the environment's and then the flags' values over it, and checks it all.
+    ///
+    /// `env` is all of the environment; what doesn't begin with [`ENV_PREFIX`] is passed over.
+    ///
+    /// # Errors
+    /// Every problem there is, each with its field, its value and where that came from.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: Texts,
+    ) -> Result<Self, ConfigError> {
+        let config = sources::load(file, env, flags)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks the values against their bounds and each other; opens nothing.
+    ///
+    /// # Errors
+    /// Every problem there is, each with its field and value.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::of(check::problems(self))
+    }
+
+    /// Directory of the object storage.
+    pub fn objects_dir(&self) -> PathBuf {
+        match (&self.objects, &self.store) {
+            (Some(dir), _) => dir.clone(),
+            (None, StoreConfig::Embedded { path }) => path.join("objects"),
+            // `check` refuses this.
+            (None, StoreConfig::Etcd { .. }) => PathBuf::from("objects"),
+        }
+    }
+
+    /// How often workers send heartbeats.
+    pub fn heartbeat(&self) -> Duration {
+        self.heartbeat_interval.unwrap_or(self.lease_ttl / 4)
+    }
+
+    /// The URL to tell others, given the address that was bound.
+    pub fn endpoint(&self, bound: SocketAddr) -> String {
+        self.advertise.clone().unwrap_or_else(|| format!("http://{bound}"))
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The field, as in the file; for what came from elsewhere, its name there.
+    pub field: String,
+    /// Its value, as text; empty when there is none.
+    pub value: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Problem {
+    fn new(field: impl Into<String>, value: impl fmt::Display, message: impl Into<String>) -> Self {
+        Self { field: field.into(), value: value.to_string(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.value.is_empty() {
+            write!(f, "{}: {}", self.field, self.message)
+        } else {
+            write!(f, "{} = {:?}: {}", self.field, self.value, self.message)
+        }
+    }
+}
+
+/// The configuration isn't right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("wrong configuration: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct ConfigError(
+    /// All that is wrong; never empty.
+    pub Vec<Problem>,
+);
+
+impl ConfigError {
+    fn of(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
+    }
+}
+
+/// True for an address that other machines can't reach.
+fn is_loopback(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
