@@ -1,2 +1,129 @@
-//! The worker's binary.
-fn main() {}
+//! `tranche-worker`: attaches to coordinators and works with the built-in handlers.
+
+mod settings;
+
+use settings::{LogFormat, Settings};
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+use tranche_worker::handlers::{Noop, Object};
+use tranche_worker::{Handler, Worker, WorkerError};
+
+/// Exit code of a runtime failure.
+const FAILED: u8 = 1;
+/// Exit code of a wrong configuration or usage.
+const BAD_CONFIG: u8 = 2;
+/// How long file work that can't be interrupted may hold up the end of the process.
+const LAST_WORK: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let settings = match Settings::load() {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("tranche-worker: {error}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    if let Err(error) = start_log(&settings) {
+        eprintln!("tranche-worker: {error}");
+        return ExitCode::from(BAD_CONFIG);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "no runtime");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let code = runtime.block_on(run(settings));
+    runtime.shutdown_timeout(LAST_WORK);
+    code
+}
+
+async fn run(settings: Settings) -> ExitCode {
+    if settings.allow_roots.is_empty() && settings.handlers.iter().any(|handler| handler == "object") {
+        warn!("no allow-root is given: the handler `object` refuses every batch");
+    }
+    let handler = |name: &String| -> Arc<dyn Handler> {
+        match name.as_str() {
+            "object" => Arc::new(Object::new(settings.allow_roots.clone())),
+            // Settings have checked that there is no other.
+            _ => Arc::new(Noop::new()),
+        }
+    };
+    let worker = Worker::new(settings.worker.clone(), settings.handlers.iter().map(handler).collect());
+    let shutdown = CancellationToken::new();
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            error!(%error, "no signals");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let mut attached = worker.attached();
+    let announce = async {
+        if let Ok(url) = attached.wait_for(Option::is_some).await {
+            let mut out = std::io::stdout();
+            // Nobody reads it: that's no reason to end.
+            writeln!(out, "attached to {}", url.as_deref().unwrap_or_default()).ok();
+            out.flush().ok();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = worker.run(shutdown.clone()) => match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error @ (WorkerError::Config(_) | WorkerError::NoHandler)) => {
+                eprintln!("tranche-worker: {error}");
+                ExitCode::from(BAD_CONFIG)
+            }
+        },
+        () = signals.watch(shutdown) => {
+            warn!("second signal: exiting at once");
+            ExitCode::from(FAILED)
+        }
+        () = announce => ExitCode::from(FAILED),
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The first signal begins the shutdown; returns at the second.
+    async fn watch(mut self, shutdown: CancellationToken) {
+        self.next().await;
+        info!("signal: draining");
+        shutdown.cancel();
+        self.next().await;
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn start_log(settings: &Settings) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&settings.log)
+        .map_err(|error| format!("log = {:?}: must be a level or a filter: {error}", settings.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

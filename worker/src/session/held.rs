@@ -112,7 +112,7 @@ pub(super) fn report(batch: &str, token: Token, phase: i32, outcome: Outcome, el
         Outcome::Done(done) => report.done = done.cast_signed(),
         Outcome::Swept(residue) => report.residue = residue.cast_signed(),
         Outcome::Error(error) if error.is_empty() => {
-            "the handler failed and said nothing".clone_into(&mut report.error)
+            "the handler failed and said nothing".clone_into(&mut report.error);
         }
         Outcome::Error(error) => report.error = cut(error, MAX_RECEIPT_BYTES),
     }

@@ -1,0 +1,106 @@
+//! Writes the batch's manifest into the library, the last thing to appear.
+
+use super::attempt;
+use super::fail::disk;
+use super::index;
+use super::key::RESERVED;
+use super::places::{batch_dir_name, decided, make_batch_dir};
+use super::target::Roots;
+use crate::handler::HandlerError;
+use crate::lease::{BatchInfo, Range, contains};
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use serde::Serialize;
+use std::io::{BufWriter, Write as _};
+
+/// Idempotent: a manifest that is there is complete, since it was renamed to its name.
+pub(super) fn publish(batch: &BatchInfo, roots: &Roots) -> Result<(), HandlerError> {
+    let located = match decided(batch, roots) {
+        Ok((located, _)) => located,
+        // A wrong target: every task failed because of it, there is nothing to publish and nowhere.
+        Err(HandlerError::Refused(_)) if batch.staged == 0 => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let id = batch_dir_name(batch)?;
+    std::fs::create_dir_all(&located.library).map_err(disk("making", located.library.display()))?;
+    let library = Dir::open_ambient_dir(&located.library, ambient_authority())
+        .map_err(disk("opening", located.library.display()))?;
+    library.create_dir_all(RESERVED).map_err(disk("making", RESERVED))?;
+    let manifests = library.open_dir(RESERVED).map_err(disk("opening", RESERVED))?;
+    let name = format!("{id}.json");
+    if !manifests.exists(&name) {
+        let staging = make_batch_dir(&located, id).map_err(disk("opening", located.staging.display()))?;
+        let temporary = format!("manifest-{}.json", uuid::Uuid::new_v4().simple());
+        let written = write(batch, &staging, &temporary)
+            .and_then(|()| staging.rename(&temporary, &manifests, &name).map_err(disk("writing", &name)));
+        if written.is_err() {
+            staging.remove_file(&temporary).ok();
+        }
+        written?;
+    }
+    for dir in [&manifests, &library] {
+        rustix::fs::fsync(dir).map_err(|error| disk("syncing", &name)(error.into()))?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Object<'a> {
+    key: &'a str,
+    size: u64,
+    blake3: &'a str,
+}
+
+/// Streams the manifest: however many objects there are, one is held.
+fn write(batch: &BatchInfo, staging: &Dir, name: &str) -> Result<(), HandlerError> {
+    let failed = || disk("writing", name.to_owned());
+    let json = |error: serde_json::Error| failed()(error.into());
+    let mut out = BufWriter::new(staging.create(name).map_err(failed())?);
+    let time = prost_types::Timestamp {
+        seconds: batch.create_time_ms.div_euclid(1000),
+        nanos: i32::try_from(batch.create_time_ms.rem_euclid(1000) * 1_000_000).unwrap_or(0),
+    };
+    write!(out, "{{\n\"batch\":").map_err(failed())?;
+    serde_json::to_writer(&mut out, &batch.name).map_err(json)?;
+    write!(out, ",\n\"create_time\":\"{time}\",\n\"objects\":[").map_err(failed())?;
+    let mut count = 0_u64;
+    for (_, name, runs) in winners(staging)? {
+        let dir = staging.open_dir(&name).map_err(disk("opening", &name))?;
+        index::read(&dir, &name, |entry| {
+            if contains(&runs, entry.seq) {
+                out.write_all(if count == 0 { b"\n" } else { b",\n" }).map_err(failed())?;
+                count += 1;
+                let object = Object { key: &entry.key, size: entry.size, blake3: &entry.blake3 };
+                serde_json::to_writer(&mut out, &object).map_err(json)?;
+            }
+            Ok(())
+        })?;
+    }
+    if batch.staged != 0 && count != batch.staged {
+        let staged = batch.staged;
+        return Err(HandlerError::Refused(format!("{count} committed objects were found, not {staged}")));
+    }
+    write!(out, "\n],\n\"count\":{count}\n}}\n").map_err(failed())?;
+    let file = out.into_inner().map_err(|error| failed()(error.into_error()))?;
+    file.sync_all().map_err(failed())
+}
+
+/// The attempts that won, by their first number.
+fn winners(staging: &Dir) -> Result<Vec<(u64, String, Vec<Range>)>, HandlerError> {
+    let reading = || disk("reading the folder of the batch", "staging");
+    let mut winners = Vec::new();
+    for entry in staging.entries().map_err(reading())? {
+        let entry = entry.map_err(reading())?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if entry.file_type().map_err(reading())?.is_dir() {
+            let dir = entry.open_dir().map_err(disk("opening", &name))?;
+            if let Some(runs) = attempt::read_winner(&dir, &name)?
+                && let Some(first) = runs.first()
+            {
+                winners.push((first.first, name, runs));
+            }
+        }
+    }
+    winners.sort();
+    Ok(winners)
+}

@@ -1,0 +1,131 @@
+//! The target's parameters, and where they may point.
+
+use crate::handlers::params::{ParamError, refuse_unknown};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+/// The parameters, checked as far as text goes: any worker would say the same.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Target {
+    source: PathBuf,
+    library: PathBuf,
+    staging: Option<PathBuf>,
+    pub(super) check_image: bool,
+    pub(super) fail_if_exists: bool,
+}
+
+/// Where library and staging really are: links followed, missing ends kept.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Located {
+    pub(super) library: PathBuf,
+    pub(super) staging: PathBuf,
+    /// The folder around staging, if it is ours.
+    pub(super) around: Option<PathBuf>,
+}
+
+impl Target {
+    pub(super) fn parse(params: &BTreeMap<String, String>) -> Result<Self, ParamError> {
+        refuse_unknown(params, &["source", "library", "staging", "check", "if_exists"])?;
+        let choice = |name: &str, default: &str, other: &str| match params.get(name) {
+            None => Ok(false),
+            Some(value) if value == default => Ok(false),
+            Some(value) if value == other => Ok(true),
+            Some(value) => Err(ParamError::new(name, value, format!("must be `{default}` or `{other}`"))),
+        };
+        let library = absolute("library", params.get("library"))?;
+        if library.file_name().is_none() {
+            return Err(ParamError::new("library", library.display(), "must not be the root folder"));
+        }
+        let staging = params.get("staging");
+        Ok(Self {
+            source: absolute("source", params.get("source"))?,
+            library,
+            staging: staging.map(|_| absolute("staging", staging)).transpose()?,
+            check_image: choice("check", "none", "image")?,
+            fail_if_exists: choice("if_exists", "overwrite", "fail")?,
+        })
+    }
+
+    /// Where the source is.
+    pub(super) fn source(&self, roots: &Roots) -> Result<PathBuf, ParamError> {
+        let source = locate("source", &self.source)?;
+        roots.check("source", &self.source, &source)?;
+        Ok(source)
+    }
+
+    /// Where library and staging are, wherever that is.
+    pub(super) fn locate(&self) -> Result<Located, ParamError> {
+        let library = locate("library", &self.library)?;
+        let (staging, around) = if let Some(staging) = &self.staging {
+            (locate("staging", staging)?, None)
+        } else {
+            let mut around = std::ffi::OsString::from(".");
+            around.push(library.file_name().unwrap_or_default());
+            around.push(".tranche");
+            // Beside the real folder, not beside a link to it: a rename must reach it.
+            let around = library.with_file_name(around);
+            (locate("staging", &around.join("staging"))?, Some(around))
+        };
+        if staging.starts_with(&library) || library.starts_with(&staging) {
+            let rule = format!("staging and library (`{}`) must not contain each other", library.display());
+            return Err(ParamError::new("staging", staging.display(), rule));
+        }
+        Ok(Located { library, staging, around })
+    }
+}
+
+impl Located {
+    /// Refuses places outside of the roots.
+    pub(super) fn check(&self, roots: &Roots) -> Result<(), ParamError> {
+        roots.check("library", &self.library, &self.library)?;
+        roots.check("staging", &self.staging, &self.staging)
+    }
+}
+
+/// Folders under which a worker may read and write.
+#[derive(Clone, Debug)]
+pub(super) struct Roots(Vec<PathBuf>);
+
+impl Roots {
+    pub(super) fn new(roots: Vec<PathBuf>) -> Self {
+        Self(roots)
+    }
+
+    fn check(&self, param: &str, given: &Path, real: &Path) -> Result<(), ParamError> {
+        let mut roots = self.0.iter().filter_map(|root| root.canonicalize().ok());
+        if roots.any(|root| real.starts_with(root)) {
+            return Ok(());
+        }
+        let really = if real == given { String::new() } else { format!("is `{}`, which ", real.display()) };
+        let rule = format!("{really}isn't under any allow-root of this worker");
+        Err(ParamError::new(param, given.display(), rule))
+    }
+}
+
+fn absolute(param: &str, value: Option<&String>) -> Result<PathBuf, ParamError> {
+    let value = value.ok_or_else(|| ParamError::new(param, "", "is required"))?;
+    let path = Path::new(value);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !path.is_absolute() || !plain || value.contains('\0') {
+        return Err(ParamError::new(param, value, "must be an absolute path without `..`"));
+    }
+    Ok(path.components().collect())
+}
+
+/// Follows the links of the part of a path that exists, and keeps the rest.
+fn locate(param: &str, path: &Path) -> Result<PathBuf, ParamError> {
+    for there in path.ancestors() {
+        match there.canonicalize() {
+            Ok(real) => {
+                let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+                // Joining nothing would add a slash.
+                return Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) });
+            }
+            // A link to nothing could lead anywhere tomorrow.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && there.symlink_metadata().is_err() => {}
+            Err(error) => return Err(ParamError::new(param, path.display(), error.to_string())),
+        }
+    }
+    Err(ParamError::new(param, path.display(), "can't be found"))
+}
