@@ -31,6 +31,16 @@ impl<T: Message + Default + Record> Stored<T> {
         Ok(Self { value: T::decode(bytes)?, unknown: unknown_fields(bytes, known_tags(T::NAME))? })
     }
 
+    /// A record in the place of one whose unknown fields were kept.
+    pub fn with_unknown(value: T, unknown: Vec<u8>) -> Self {
+        Self { value, unknown }
+    }
+
+    /// The value, and the unknown fields to keep.
+    pub fn into_parts(self) -> (T, Vec<u8>) {
+        (self.value, self.unknown)
+    }
+
     /// Encodes the record, then the unknown fields.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.value.encode_to_vec();

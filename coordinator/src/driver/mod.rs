@@ -1,1 +1,329 @@
-//! Being written.
+//! One task an owned batch: it alone drives the batch's engine, and writes the batch's records.
+//!
+//! One transaction is in flight, the rest gathers in the engine; commands that depend on a write are
+//! carried out only when it is durable.
+
+mod act;
+mod handle;
+pub mod ledger;
+pub mod records;
+mod report;
+
+pub(crate) use act::phase_to_proto;
+pub use handle::{Handle, INPUT_BOUND, Input, Op};
+
+use crate::error::Error;
+use crate::node::{Live, Shared, View};
+use crate::store::keys::BatchKey;
+use crate::store::{StoreError, Txn, TxnOutcome, commit};
+use act::Deliveries;
+use ledger::{Ledger, Loaded};
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tranche_engine::{Answer, Batch, Epoch, Event, OpId, Refusal, Settings, WorkerKey, Write};
+use tranche_proto::v1;
+
+/// Inputs worked in before the next step: with the engine's own bound a step's worth.
+const INPUTS_A_STEP: usize = 512;
+/// Pause before a write that the store couldn't take is tried again.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What became of the write in flight.
+enum Written {
+    Applied(u64),
+    /// Refused, or its answer was lost: the records must be read.
+    Doubtful,
+    Failed(StoreError),
+}
+
+struct InFlight {
+    write: Write,
+    decision: Option<v1::DecisionRecord>,
+    txn: Arc<Txn>,
+    report_uri: String,
+}
+
+/// Drives one batch.
+pub struct Driver {
+    shared: Arc<Shared>,
+    key: BatchKey,
+    handler: String,
+    spec: Arc<v1::SpecRecord>,
+    batch: Batch,
+    ledger: Ledger,
+    inputs: mpsc::Receiver<Input>,
+    view: watch::Sender<Arc<View>>,
+    wake: Arc<Notify>,
+    ops: HashMap<OpId, oneshot::Sender<Result<Answer, Refusal>>>,
+    next_op: u64,
+    deliveries: Deliveries,
+    ended: bool,
+}
+
+impl Driver {
+    /// Makes the driver of a batch whose lock is held, and its handle.
+    pub fn new(shared: Arc<Shared>, key: BatchKey, loaded: Loaded) -> (Self, Handle) {
+        let spec = records::spec(&loaded.spec);
+        let settings = Settings {
+            lease_ttl: shared.config.lease_ttl,
+            retry_pause: shared.config.retry_pause,
+            retry_pause_max: crate::config::MAX_RETRY_PAUSE,
+        };
+        let target = loaded.spec.batch.as_ref().and_then(|batch| batch.targets.first());
+        let handler = target.map(|target| target.handler.clone()).unwrap_or_default();
+        let priority = loaded.spec.batch.as_ref().map_or(1, |batch| batch.priority.max(1).cast_unsigned());
+        let now = shared.now();
+        let mut batch = Batch::new(spec, Epoch(loaded.lock_revision), settings, loaded.records, now);
+        let wake = Arc::new(Notify::new());
+        for (worker, held) in shared.dispatch.register(&key, &handler, priority, wake.clone()) {
+            batch.push(Event::Attached { worker, held }, now);
+        }
+        let (sender, inputs) = mpsc::channel(INPUT_BOUND);
+        let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
+        let (view, seen) = watch::channel(Arc::new(view));
+        let handle = Handle::new(sender, seen, handler.clone());
+        let driver = Self {
+            shared,
+            key,
+            handler,
+            spec: loaded.spec,
+            batch,
+            ledger: loaded.ledger,
+            inputs,
+            view,
+            wake,
+            ops: HashMap::new(),
+            next_op: 0,
+            deliveries: Deliveries::default(),
+            ended: false,
+        };
+        (driver, handle)
+    }
+
+    /// Drives the batch until it needs no owner any more, until `stop`, or until another owner is there.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let result = self.drive(&stop).await;
+        self.shared.dispatch.unregister(&self.key, &self.handler);
+        self.deliveries.abort().await;
+        match result {
+            Ok(()) => tracing::debug!(batch.id = %self.key, ended = self.ended, "driver stopped"),
+            Err(error) => tracing::warn!(batch.id = %self.key, %error, "driver stopped"),
+        }
+    }
+
+    async fn drive(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+        type Flight = Pin<Box<dyn Future<Output = Written> + Send>>;
+        let mut in_flight: Option<(InFlight, Flight)> = None;
+        loop {
+            if in_flight.is_none() {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                if let Some(write) = self.step() {
+                    let prepared = self.prepare(write).await?;
+                    let flight = self.send(&prepared);
+                    in_flight = Some((prepared, flight));
+                    // Whatever comes now gathers.
+                    continue;
+                }
+                if self.ended {
+                    return Ok(());
+                }
+            }
+            let now = self.shared.now();
+            let wake_at = self.batch.wake_at(now).map(|at| self.shared.origin + at);
+            tokio::select! {
+                written = async { in_flight.as_mut().expect("guarded").1.as_mut().await }, if in_flight.is_some() => {
+                    let (flight, _) = in_flight.take().expect("it was awaited");
+                    if let Some(again) = self.settle(flight, written).await? {
+                        let flight = self.send(&again);
+                        in_flight = Some((again, flight));
+                    }
+                }
+                input = self.inputs.recv() => {
+                    let Some(input) = input else { return Ok(()) };
+                    self.take_in(input);
+                    for _ in 0..INPUTS_A_STEP {
+                        let Ok(input) = self.inputs.try_recv() else { break };
+                        self.take_in(input);
+                    }
+                }
+                failed = self.deliveries.failed() => self.batch.push(Event::Report(failed), self.shared.now()),
+                () = self.wake.notified(), if in_flight.is_none() => {}
+                () = tokio::time::sleep_until(wake_at.unwrap_or_else(|| self.shared.origin)),
+                    if in_flight.is_none() && wake_at.is_some() => {}
+                // A write in flight is waited for: its outcome belongs to this owner.
+                () = stop.cancelled(), if in_flight.is_none() => return Ok(()),
+            }
+        }
+    }
+
+    /// Lets the engine work, as long as it brings commands without a write.
+    fn step(&mut self) -> Option<Write> {
+        loop {
+            let now = self.shared.now();
+            for worker in self.batch.holders() {
+                if let Some(at) = self.shared.dispatch.last_seen(&worker, self.shared.origin) {
+                    self.batch.seen(&worker, at);
+                }
+            }
+            let appetite = self.batch.appetite(now);
+            for worker in self.shared.dispatch.take(&self.key, &self.handler, appetite) {
+                self.batch.push(Event::Request { worker }, now);
+            }
+            let step = self.batch.step(now);
+            let idle = step.commands.is_empty();
+            self.act(step.commands);
+            if step.write.is_some() {
+                return step.write;
+            }
+            if self.ended || (idle && !self.batch.has_events()) {
+                self.publish();
+                return None;
+            }
+        }
+    }
+
+    /// What must be durable before the write: the report of a batch that becomes final.
+    async fn prepare(&mut self, write: Write) -> Result<InFlight, Error> {
+        let decision = write.decision.as_ref().map(|d| records::decision_record(d, &self.shared.id));
+        let mut report_uri = self.ledger.report_uri.clone();
+        if write.report {
+            let known = decision.as_ref().or(self.ledger.decision.as_ref());
+            let report = report::build(&self.key, &self.spec, &write.state, known, &self.shared.id);
+            let mut pause = Duration::from_millis(100);
+            // The batch can't end without its report; a storage that is full or away for a while only
+            // delays it.
+            report_uri = loop {
+                match self.shared.objects.write_report(&self.key, &report).await {
+                    Ok(uri) => break uri,
+                    Err(error) => {
+                        tracing::warn!(batch.id = %self.key, %error, "completion report not written yet");
+                        tokio::select! {
+                            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(10)),
+                            () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                        }
+                    }
+                }
+            };
+        }
+        self.ledger.report_uri.clone_from(&report_uri);
+        let txn = Arc::new(self.ledger.transaction(&write, decision.as_ref()));
+        Ok(InFlight { write, decision, txn, report_uri })
+    }
+
+    fn send(&self, flight: &InFlight) -> Pin<Box<dyn Future<Output = Written> + Send>> {
+        let (store, txn) = (self.shared.store.clone(), flight.txn.clone());
+        Box::pin(async move {
+            match commit::commit(&*store, &txn).await {
+                Ok(TxnOutcome::Applied(revision)) => Written::Applied(revision),
+                Ok(TxnOutcome::Refused) | Err(StoreError::Unknown(_)) => Written::Doubtful,
+                Err(error) => Written::Failed(error),
+            }
+        })
+    }
+
+    /// Goes on from what became of the write; gives it back when it must be tried again.
+    async fn settle(&mut self, flight: InFlight, written: Written) -> Result<Option<InFlight>, Error> {
+        match written {
+            Written::Applied(revision) => {
+                self.ledger.applied(&flight.write, flight.decision, revision);
+                self.ledger.report_uri = flight.report_uri;
+                let commands = self.batch.written(self.shared.now());
+                self.publish();
+                self.act(commands);
+                Ok(None)
+            }
+            Written::Doubtful => {
+                self.reload().await?;
+                Ok(None)
+            }
+            Written::Failed(error) => {
+                tracing::warn!(batch.id = %self.key, %error, "write failed, it is tried again");
+                tokio::select! {
+                    () = tokio::time::sleep(STORE_PAUSE) => Ok(Some(flight)),
+                    () = self.shared.stop.cancelled() => Err(Error::ShuttingDown),
+                }
+            }
+        }
+    }
+
+    /// Reads the records again: somebody decided, or another owner is there.
+    async fn reload(&mut self) -> Result<(), Error> {
+        loop {
+            match ledger::load(&*self.shared.store, &self.key).await {
+                Ok(Some(loaded)) if loaded.lock_revision == self.batch.epoch().0 => {
+                    self.ledger = loaded.ledger;
+                    self.batch.reload(loaded.records, self.shared.now());
+                    self.publish();
+                    return Ok(());
+                }
+                Ok(_) => return Err(Error::NotOwned { batch: self.key.clone() }),
+                Err(Error::Store(error)) if error.retryable() => {
+                    tracing::warn!(batch.id = %self.key, %error, "records can't be read, tried again");
+                    tokio::select! {
+                        () = tokio::time::sleep(STORE_PAUSE) => {}
+                        () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn take_in(&mut self, input: Input) {
+        let now = self.shared.now();
+        match input {
+            Input::Event(event) => self.batch.push(event, now),
+            Input::Op { op, reply } => {
+                self.next_op += 1;
+                let id = OpId(self.next_op);
+                self.ops.insert(id, reply);
+                let event = match op {
+                    Op::Append(segment) => Event::Appended { op: id, segment },
+                    Op::Seal(total) => Event::Seal { op: id, total },
+                    Op::RetryFailed => Event::RetryFailed { op: id },
+                };
+                self.batch.push(event, now);
+            }
+            Input::Leases(reply) => {
+                // Whoever asked may be gone; nothing is lost with the answer.
+                let _ = reply.send(self.batch.leases().collect());
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let view = view_of(&self.key, &self.spec, &self.batch, &self.ledger);
+        self.view.send_if_modified(|current| {
+            let changed = current.state != view.state
+                || current.decision != view.decision
+                || current.live != view.live
+                || current.cutoff != view.cutoff;
+            if changed {
+                *current = Arc::new(view);
+            }
+            changed
+        });
+    }
+}
+
+fn view_of(key: &BatchKey, spec: &Arc<v1::SpecRecord>, batch: &Batch, ledger: &Ledger) -> View {
+    let workers: std::collections::BTreeSet<WorkerKey> = batch.holders();
+    View {
+        key: key.clone(),
+        spec: spec.clone(),
+        state: records::state_record(batch.state(), &ledger.report_uri),
+        decision: ledger.decision.clone(),
+        cutoff: batch.records().cutoff.cutoff.max(batch.state().cutoff),
+        live: Live {
+            leases: u32::try_from(batch.leases().count()).unwrap_or(u32::MAX),
+            workers: u32::try_from(workers.len()).unwrap_or(u32::MAX),
+            message: batch.message().to_owned(),
+        },
+    }
+}

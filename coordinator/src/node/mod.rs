@@ -1,139 +1,195 @@
 //! What this coordinator can be asked: the one place between the gRPC services and the batches.
 
+mod append;
+mod create;
+mod decide;
+mod delete;
+mod failures;
+mod inspect;
+mod list;
+mod ownership;
+mod shared;
 mod view;
 
-pub use view::{Live, View};
+pub use append::Appender;
+pub use list::ListFilter;
+pub use shared::Shared;
+pub use view::{Live, View, timestamp};
 
+use crate::config::Config;
+use crate::driver::{Handle, Op, ledger};
 use crate::error::Error;
-use crate::store::keys::BatchKey;
-use std::collections::HashMap;
+use crate::manifest::Objects;
+use crate::store::keys::{self, BatchKey};
+use crate::store::{Entry, Store};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tranche_engine::Answer;
 use tranche_proto::v1;
 
+/// How long a call waits for a batch to have an owner here: as long as a new owner may take.
+const OWNER_WAIT: Duration = Duration::from_secs(10);
+
 /// A coordinator's application: all services share one.
-pub struct Node {}
-
-/// What ListBatches asks.
-#[derive(Clone, Debug, Default)]
-pub struct ListFilter {
-    /// Only these states; empty: all.
-    pub states: Vec<v1::batch::State>,
-    /// Only with all these labels.
-    pub labels: HashMap<String, String>,
-    /// The most in a page.
-    pub page_size: usize,
-    /// The id after which (towards the older) the page begins.
-    pub after: Option<String>,
-}
-
-/// An open append stream into one batch.
-///
-/// Pushes are written in order; several may be waiting for durability.
-pub struct Appender {}
-
-impl Appender {
-    /// Grows whenever more tasks are durable; holds the highest durable sequence number.
-    /// An `Err` in it ends the stream.
-    pub fn durable(&self) -> watch::Receiver<Result<u64, Error>> {
-        todo!()
-    }
-
-    /// Hands over tasks (validated). Waits while too much is in flight. Tasks that are durable
-    /// already are dropped.
-    pub async fn push(&mut self, first: u64, tasks: Vec<v1::Task>) -> Result<(), Error> {
-        let _ = (first, tasks);
-        todo!()
-    }
-
-    /// Waits until everything that was pushed is durable.
-    pub async fn finish(self) -> Result<u64, Error> {
-        todo!()
-    }
+pub struct Node {
+    shared: Arc<Shared>,
 }
 
 impl Node {
-    /// Creates a batch from a validated spec with its defaults filled in. The same request id and spec
-    /// give the same batch.
-    pub async fn create(&self, namespace: &str, spec: v1::Batch, request_id: &str) -> Result<View, Error> {
-        let _ = (namespace, spec, request_id);
-        todo!()
+    /// Starts: registers the coordinator, takes the sequence locks that are free, and drives those batches
+    /// until `stop`. Returns once everything that was free at the start is driven.
+    pub async fn start(
+        config: Config,
+        endpoint: String,
+        store: Arc<dyn Store>,
+        objects: Objects,
+        stop: CancellationToken,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared::new(config, endpoint, store, objects, stop));
+        ownership::start(shared.clone()).await?;
+        Ok(Self { shared })
     }
-    /// Names of the handlers that a new batch may ask for.
+
+    /// Waits until every task that was started is done. They end after `stop`.
+    pub async fn stopped(&self) {
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    /// What all parts share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Names of the handlers that a new batch may ask for: the configured ones, and those that attached
+    /// workers have.
     pub fn known_handlers(&self) -> Vec<String> {
-        todo!()
+        let mut known: BTreeSet<String> = self.shared.config.handlers.iter().cloned().collect();
+        known.extend(self.shared.dispatch.sessions(|session| session.handlers.clone()).into_iter().flatten());
+        known.into_iter().collect()
     }
+
     /// Reads a batch.
     pub async fn get(&self, batch: &BatchKey) -> Result<View, Error> {
-        let _ = batch;
-        todo!()
+        if let Some(handle) = self.shared.handle(batch) {
+            return Ok(View::clone(&handle.view().borrow()));
+        }
+        self.stored_view(batch).await
     }
-    /// Lists batches, newest first; the second value is the id to go on after.
-    pub async fn list(
-        &self,
-        namespace: &str,
-        filter: ListFilter,
-    ) -> Result<(Vec<View>, Option<String>), Error> {
-        let _ = (namespace, filter);
-        todo!()
+
+    /// A batch as the store has it.
+    async fn stored_view(&self, batch: &BatchKey) -> Result<View, Error> {
+        let store = &*self.shared.store;
+        let not_found = || Error::NotFound(batch.clone());
+        let state = store.get(&keys::state(batch)).await?.ok_or_else(not_found)?;
+        let spec = store.get(&keys::spec(batch)).await?.ok_or_else(not_found)?;
+        let decision = store.get(&keys::decision(batch)).await?;
+        let cutoff = store.get(&keys::cutoff(batch)).await?;
+        stored_view(batch, &state, &spec, decision.as_ref(), cutoff.as_ref())
     }
-    /// Watches a batch: changes with every write of its owner. Closed after the final state.
+
+    /// Watches a batch: changes with every write of its owner. Closed after the owner is done with it.
     pub async fn watch(&self, batch: &BatchKey) -> Result<watch::Receiver<Arc<View>>, Error> {
-        let _ = batch;
-        todo!()
+        if let Some(handle) = self.shared.handle(batch) {
+            return Ok(handle.view());
+        }
+        let view = self.stored_view(batch).await?;
+        if view.is_final() {
+            return Ok(watch::channel(Arc::new(view)).1);
+        }
+        Ok(self.owned(batch).await?.view())
     }
-    /// Opens an append stream.
-    pub async fn append(&self, batch: &BatchKey) -> Result<Appender, Error> {
-        let _ = batch;
-        todo!()
+
+    /// The handle of a batch that is owned here, or will be shortly.
+    async fn owned(&self, batch: &BatchKey) -> Result<Handle, Error> {
+        let mut changes = self.shared.owned_changes();
+        if let Some(handle) = self.shared.handle(batch) {
+            return Ok(handle);
+        }
+        let view = self.stored_view(batch).await?;
+        if view.state.swept {
+            return Err(Error::WrongState {
+                batch: batch.clone(),
+                state: view.state.state(),
+                wanted: "the batch ended, nothing of it can be changed",
+            });
+        }
+        let waiting = async {
+            loop {
+                if let Some(handle) = self.shared.handle(batch) {
+                    return handle;
+                }
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(OWNER_WAIT, waiting).await.map_err(|_| Error::NotOwned { batch: batch.clone() })
     }
+
     /// Seals a batch.
     pub async fn seal(&self, batch: &BatchKey, total: Option<i64>) -> Result<View, Error> {
-        let _ = (batch, total);
-        todo!()
+        let handle = match self.owned(batch).await {
+            // Sealed and ended long ago: the same answer as then.
+            Err(Error::WrongState { .. }) => {
+                let view = self.stored_view(batch).await?;
+                return match total {
+                    Some(said) if said != view.state.total => Err(Error::TotalMismatch {
+                        batch: batch.clone(),
+                        said,
+                        durable: view.state.total.cast_unsigned(),
+                    }),
+                    _ => Ok(view),
+                };
+            }
+            handle => handle?,
+        };
+        match handle.call(batch, Op::Seal(total.map(i64::cast_unsigned))).await {
+            Ok(_) => self.get(batch).await,
+            Err(Error::TotalMismatch { batch, durable, .. }) => {
+                Err(Error::TotalMismatch { batch, said: total.unwrap_or_default(), durable })
+            }
+            Err(error) => Err(error),
+        }
     }
-    /// Approves a held batch.
-    pub async fn commit(&self, batch: &BatchKey, actor: &str) -> Result<View, Error> {
-        let _ = (batch, actor);
-        todo!()
-    }
-    /// Revokes a batch.
-    pub async fn cancel(&self, batch: &BatchKey, actor: &str, message: &str) -> Result<View, Error> {
-        let _ = (batch, actor, message);
-        todo!()
-    }
+
     /// Leases the failed tasks once more; the second value is how many.
     pub async fn retry_failed(&self, batch: &BatchKey) -> Result<(View, u64), Error> {
-        let _ = batch;
-        todo!()
-    }
-    /// The failures after a sequence number, at most `limit`; the second value is the sequence number to
-    /// go on after, when there are more.
-    pub async fn failures(
-        &self,
-        batch: &BatchKey,
-        after: u64,
-        limit: usize,
-    ) -> Result<(Vec<v1::TaskFailure>, Option<u64>), Error> {
-        let _ = (batch, after, limit);
-        todo!()
-    }
-    /// Deletes the records of a final batch.
-    pub async fn delete(&self, batch: &BatchKey) -> Result<(), Error> {
-        let _ = batch;
-        todo!()
-    }
-    /// The attached workers, by id.
-    pub fn workers(&self) -> Vec<v1::Worker> {
-        todo!()
-    }
-    /// The coordinators of this store.
-    pub async fn coordinators(&self) -> Result<Vec<v1::Coordinator>, Error> {
-        todo!()
-    }
-    /// The leases out of one batch or all, by batch and range.
-    pub async fn leases(&self, batch: Option<&BatchKey>) -> Result<Vec<v1::Lease>, Error> {
-        let _ = batch;
-        todo!()
+        let handle = self.owned(batch).await?;
+        match handle.call(batch, Op::RetryFailed).await? {
+            Answer::Retried(tasks) => Ok((self.get(batch).await?, tasks)),
+            other @ (Answer::Appended(_) | Answer::Sealed) => unreachable!("a retry was answered {other:?}"),
+        }
     }
 }
+
+/// A batch from its stored entries.
+fn stored_view(
+    batch: &BatchKey,
+    state: &Entry,
+    spec: &Entry,
+    decision: Option<&Entry>,
+    cutoff: Option<&Entry>,
+) -> Result<View, Error> {
+    let state = ledger::decode::<v1::StateRecord>(state)?.value;
+    let spec = Arc::new(ledger::decode::<v1::SpecRecord>(spec)?.value);
+    let decision = decision.map(ledger::decode::<v1::DecisionRecord>).transpose()?.map(|d| d.value);
+    let cutoff = match cutoff {
+        Some(entry) => ledger::decode::<v1::CutoffRecord>(entry)?.value.cutoff,
+        None => state.cutoff,
+    };
+    Ok(View {
+        key: batch.clone(),
+        spec,
+        state,
+        decision,
+        cutoff: cutoff.cast_unsigned(),
+        live: Live::default(),
+    })
+}
+
+/// Which batches are owned here.
+type Registry = HashMap<BatchKey, Handle>;

@@ -1,0 +1,140 @@
+//! One worker's stream, as the hub sees it.
+
+use super::Outbound;
+use crate::store::keys::BatchKey;
+use std::collections::{HashMap, VecDeque};
+use std::time::SystemTime;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tranche_engine::{LEASE_BYTES, Token, WorkerKey};
+use tranche_proto::v1::{self, attach_response::Frame};
+
+/// Which session; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// What a worker said when it attached, checked.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// Who.
+    pub worker: WorkerKey,
+    /// Its handlers.
+    pub handlers: Vec<String>,
+    /// Leases it works on at once.
+    pub slots: i32,
+    /// Labels for people.
+    pub labels: HashMap<String, String>,
+    /// Leases it holds.
+    pub held: Vec<(BatchKey, Token)>,
+    /// Its software's version.
+    pub version: String,
+    /// Where it connects from.
+    pub peer: String,
+}
+
+/// A lease that counts against a worker's credit.
+#[derive(Clone, Debug)]
+pub(super) struct Outstanding {
+    pub(super) batch: BatchKey,
+    pub(super) bytes: u64,
+}
+
+/// One worker's stream.
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// Who.
+    pub worker: WorkerKey,
+    /// Its handlers.
+    pub handlers: Vec<String>,
+    /// Leases it works on at once.
+    pub slots: i32,
+    /// Labels for people.
+    pub labels: HashMap<String, String>,
+    /// Its software's version.
+    pub version: String,
+    /// Where it connects from.
+    pub peer: String,
+    /// When it attached.
+    pub attached: SystemTime,
+    /// When its last frame came.
+    pub seen: Instant,
+    pub(super) window_leases: u32,
+    pub(super) window_bytes: u64,
+    pub(super) outstanding: HashMap<Token, Outstanding>,
+    /// Requests of this worker that owners took and haven't answered, with the time since which they
+    /// waited.
+    pub(super) taken: VecDeque<Instant>,
+    pub(super) end: CancellationToken,
+    out: Outbound,
+}
+
+impl Session {
+    pub(super) fn new(id: SessionId, hello: Hello, out: Outbound) -> Self {
+        Self {
+            id,
+            worker: hello.worker,
+            handlers: hello.handlers,
+            slots: hello.slots,
+            labels: hello.labels,
+            version: hello.version,
+            peer: hello.peer,
+            attached: SystemTime::now(),
+            seen: Instant::now(),
+            window_leases: 0,
+            window_bytes: 0,
+            // Bytes of leases from before aren't known any more; the window of leases bounds them.
+            outstanding: hello
+                .held
+                .into_iter()
+                .map(|(batch, token)| (token, Outstanding { batch, bytes: 0 }))
+                .collect(),
+            taken: VecDeque::new(),
+            end: CancellationToken::new(),
+            out,
+        }
+    }
+
+    /// Leases it holds.
+    pub fn leases(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    /// Leases it would take now.
+    pub fn free_credit(&self) -> usize {
+        (self.window_leases as usize).saturating_sub(self.outstanding.len() + self.taken.len())
+    }
+
+    /// When it attached, and when it was last seen.
+    pub fn times(&self) -> (SystemTime, SystemTime) {
+        (self.attached, SystemTime::now() - self.seen.elapsed())
+    }
+
+    /// Whether it takes one more lease for this handler. A worker that holds nothing always takes one,
+    /// however large.
+    pub(super) fn free(&self, handler: &str) -> bool {
+        let bytes: u64 = self.outstanding.values().map(|lease| lease.bytes).sum();
+        let coming = self.taken.len() as u64 * LEASE_BYTES;
+        let fits = self.leases() + self.taken.len() == 0 || bytes + coming + LEASE_BYTES <= self.window_bytes;
+        self.free_credit() > 0 && fits && self.handlers.iter().any(|have| have == handler)
+    }
+
+    /// Leases of one batch that it holds.
+    pub(super) fn held(&self, batch: &BatchKey) -> Vec<Token> {
+        self.outstanding.iter().filter(|(_, lease)| lease.batch == *batch).map(|(token, _)| *token).collect()
+    }
+
+    /// Puts a frame on the stream. A worker that doesn't read is dropped: its stream ends, it may attach
+    /// again.
+    pub(super) fn send(&self, frame: Frame) {
+        match self.out.try_send(Ok(v1::AttachResponse { frame: Some(frame) })) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(worker.id = %self.worker.id, "worker doesn't read its frames: dropped");
+                self.end.cancel();
+            }
+            Err(TrySendError::Closed(_)) => self.end.cancel(),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! How everybody else speaks to a batch's driver.
+
+use crate::error::Error;
+use crate::node::View;
+use crate::store::keys::BatchKey;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+use tranche_engine::{Answer, Event, LeaseView, Refusal, Segment};
+use tranche_proto::v1::batch::State;
+
+/// Inputs that wait for the driver. A sender waits when it is full: workers' reports and clients' calls are
+/// slowed to what the store takes.
+pub const INPUT_BOUND: usize = 1024;
+
+/// What a driver is told.
+pub enum Input {
+    /// Something happened.
+    Event(Event),
+    /// A client's call.
+    Op {
+        /// What.
+        op: Op,
+        /// Whom to answer.
+        reply: oneshot::Sender<Result<Answer, Refusal>>,
+    },
+    /// Which leases are out?
+    Leases(oneshot::Sender<Vec<LeaseView>>),
+}
+
+/// A client's call.
+pub enum Op {
+    /// A segment is durable.
+    Append(Segment),
+    /// No more tasks come.
+    Seal(Option<u64>),
+    /// Lease the failed tasks again.
+    RetryFailed,
+}
+
+/// A handle on an owned batch.
+#[derive(Clone)]
+pub struct Handle {
+    inputs: mpsc::Sender<Input>,
+    view: watch::Receiver<Arc<View>>,
+    handler: Arc<str>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        inputs: mpsc::Sender<Input>,
+        view: watch::Receiver<Arc<View>>,
+        handler: String,
+    ) -> Self {
+        Self { inputs, view, handler: handler.into() }
+    }
+
+    /// The batch as it is now, and its changes.
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// The batch's handler.
+    pub fn handler(&self) -> &str {
+        &self.handler
+    }
+
+    /// Tells the driver of an event. `false`: it isn't there any more.
+    pub async fn event(&self, event: Event) -> bool {
+        self.inputs.send(Input::Event(event)).await.is_ok()
+    }
+
+    /// Sends a call, in order with everything sent before, and gives what will be its answer.
+    pub async fn begin(&self, key: &BatchKey, op: Op) -> Result<Pending, Error> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::NotOwned { batch: key.clone() };
+        self.inputs.send(Input::Op { op, reply }).await.map_err(|_| gone())?;
+        Ok(Pending { answer, key: key.clone(), view: self.view.clone() })
+    }
+
+    /// Makes a call.
+    pub async fn call(&self, key: &BatchKey, op: Op) -> Result<Answer, Error> {
+        self.begin(key, op).await?.answer().await
+    }
+
+    /// The leases that are out.
+    pub async fn leases(&self) -> Vec<LeaseView> {
+        let (reply, answer) = oneshot::channel();
+        if self.inputs.send(Input::Leases(reply)).await.is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+}
+
+/// A call that was sent.
+pub struct Pending {
+    answer: oneshot::Receiver<Result<Answer, Refusal>>,
+    key: BatchKey,
+    view: watch::Receiver<Arc<View>>,
+}
+
+impl Pending {
+    /// Waits for the answer: what the call did is durable then.
+    pub async fn answer(self) -> Result<Answer, Error> {
+        let batch = self.key;
+        let Ok(answer) = self.answer.await else { return Err(Error::NotOwned { batch }) };
+        answer.map_err(|refusal| match refusal {
+            Refusal::Gap(expected) => Error::Gap { batch, expected, got: 0 },
+            Refusal::Sealed(total) => Error::Sealed { batch, total },
+            Refusal::TotalMismatch(durable) => Error::TotalMismatch { batch, said: 0, durable },
+            Refusal::Decided => {
+                let state = self.view.borrow().state.state();
+                let state = if state == State::Importing { State::RollingBack } else { state };
+                Error::WrongState { batch, state, wanted: "the call needs a batch that isn't decided yet" }
+            }
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! What the store holds of one batch: reads it whole, turns a write into a transaction, and remembers the
+//! revisions that the next one compares.
+
+use super::records;
+use crate::error::Error;
+use crate::store::keys::{self, BatchKey};
+use crate::store::{Entry, RangeOptions, Revision, Store, Txn};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tranche_engine::{Cutoff, Epoch, Records, Write};
+use tranche_proto::stored::{Record, Stored};
+use tranche_proto::v1;
+
+/// Entries of one read while a batch is loaded: a few hundred KiB of range records.
+const LOAD_PAGE: usize = 1000;
+
+/// A record's revision, and its fields that this version doesn't know.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    revision: Revision,
+    unknown: Vec<u8>,
+}
+
+/// The stored side of one owned batch.
+#[derive(Debug)]
+pub struct Ledger {
+    key: BatchKey,
+    epoch: Epoch,
+    state: Kept,
+    cutoff: Kept,
+    ranges: HashMap<u64, Kept>,
+    /// The state record's report, which the engine doesn't know of.
+    pub report_uri: String,
+    /// The decision as stored.
+    pub decision: Option<v1::DecisionRecord>,
+}
+
+/// A batch as it was read.
+pub struct Loaded {
+    /// What was asked for.
+    pub spec: Arc<v1::SpecRecord>,
+    /// The records.
+    pub records: Records,
+    /// Their revisions.
+    pub ledger: Ledger,
+    /// Who holds the lock; its revision is the owner's epoch.
+    pub lock_revision: Revision,
+}
+
+/// Decodes an entry.
+pub fn decode<T: prost::Message + Default + Record>(entry: &Entry) -> Result<Stored<T>, Error> {
+    Stored::decode(&entry.value)
+        .map_err(|error| Error::Damaged { what: entry.key.clone(), message: error.to_string() })
+}
+
+fn damaged(key: &str) -> impl Fn(String) -> Error + '_ {
+    move |message| Error::Damaged { what: key.to_owned(), message }
+}
+
+/// Reads everything of a batch. `None`: there is no such batch.
+pub async fn load(store: &dyn Store, key: &BatchKey) -> Result<Option<Loaded>, Error> {
+    let (state_key, spec_key) = (keys::state(key), keys::spec(key));
+    let Some(state) = store.get(&state_key).await? else { return Ok(None) };
+    let Some(spec) = store.get(&spec_key).await? else { return Ok(None) };
+    let lock = store.get(&keys::lock(key)).await?;
+    let lock_revision = lock.map_or(0, |lock| lock.create_revision);
+    let decision = store.get(&keys::decision(key)).await?;
+    let cutoff = store.get(&keys::cutoff(key)).await?;
+
+    let (stored, unknown) = decode::<v1::StateRecord>(&state)?.into_parts();
+    let mut records =
+        Records { state: records::state_from(&stored).map_err(damaged(&state_key))?, ..Records::default() };
+    let mut ledger = Ledger {
+        key: key.clone(),
+        epoch: Epoch(lock_revision),
+        state: Kept { revision: state.mod_revision, unknown },
+        cutoff: Kept::default(),
+        ranges: HashMap::new(),
+        report_uri: stored.report_uri,
+        decision: None,
+    };
+    if let Some(entry) = decision {
+        let record = decode::<v1::DecisionRecord>(&entry)?.value;
+        records.decision = Some(records::decision_from(&record).map_err(damaged(&entry.key))?);
+        ledger.decision = Some(record);
+    }
+    match cutoff {
+        Some(entry) => {
+            let (record, unknown) = decode::<v1::CutoffRecord>(&entry)?.into_parts();
+            records.cutoff = Cutoff { cutoff: record.cutoff.cast_unsigned(), next_token: record.next_token };
+            ledger.cutoff = Kept { revision: entry.mod_revision, unknown };
+        }
+        None => records.cutoff.cutoff = records.state.cutoff,
+    }
+    each(store, &keys::segments(key), |entry| {
+        let record = decode::<v1::SegmentRecord>(entry)?.value;
+        let segment = records::segment_from(&record).map_err(damaged(&entry.key))?;
+        records.segments.insert(segment.run.first, segment);
+        Ok(())
+    })
+    .await?;
+    each(store, &keys::ranges(key), |entry| {
+        let (record, unknown) = decode::<v1::RangeRecord>(entry)?.into_parts();
+        let range = records::range_from(&record).map_err(damaged(&entry.key))?;
+        ledger.ranges.insert(range.run.first, Kept { revision: entry.mod_revision, unknown });
+        records.ranges.insert(range.run.first, range);
+        Ok(())
+    })
+    .await?;
+    let spec = Arc::new(decode::<v1::SpecRecord>(&spec)?.value);
+    Ok(Some(Loaded { spec, records, ledger, lock_revision }))
+}
+
+/// Reads all entries with a prefix, page by page.
+pub async fn each(
+    store: &dyn Store,
+    prefix: &str,
+    mut visit: impl FnMut(&Entry) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut after = None;
+    loop {
+        let options = RangeOptions { limit: LOAD_PAGE, after, ..RangeOptions::default() };
+        let page = store.range(prefix, options).await?;
+        for entry in &page.entries {
+            visit(entry)?;
+        }
+        match page.entries.last() {
+            Some(last) if page.more => after = Some(last.key.clone()),
+            _ => return Ok(()),
+        }
+    }
+}
+
+impl Ledger {
+    /// The transaction of a write: every record that it changes is compared with the revision last seen,
+    /// the lock with the epoch; and where the write says so, nobody may have decided.
+    pub fn transaction(&self, write: &Write, decision: Option<&v1::DecisionRecord>) -> Txn {
+        let key = &self.key;
+        let state = records::state_record(&write.state, &self.report_uri);
+        let mut txn = Txn::new()
+            .created(keys::lock(key), self.epoch.0)
+            .modified(keys::state(key), self.state.revision)
+            .put(keys::state(key), Stored::with_unknown(state, self.state.unknown.clone()).encode());
+        if write.undecided {
+            txn = txn.absent(keys::decision(key));
+        }
+        if let Some(decision) = decision {
+            txn = txn.put(keys::decision(key), Stored::new(decision.clone()).encode());
+        }
+        if let Some(cutoff) = write.cutoff {
+            let record =
+                v1::CutoffRecord { cutoff: cutoff.cutoff.cast_signed(), next_token: cutoff.next_token };
+            txn = txn
+                .modified(keys::cutoff(key), self.cutoff.revision)
+                .put(keys::cutoff(key), Stored::with_unknown(record, self.cutoff.unknown.clone()).encode());
+        }
+        for segment in &write.segments {
+            let name = keys::segment(key, segment.run.first);
+            let record = records::segment_record(segment);
+            txn = txn.absent(name.clone()).put(name, Stored::new(record).encode());
+        }
+        for range in &write.ranges {
+            let name = keys::range(key, range.run.first);
+            let kept = self.ranges.get(&range.run.first).cloned().unwrap_or_default();
+            let record = records::range_record(range);
+            txn = txn
+                .modified(name.clone(), kept.revision)
+                .put(name, Stored::with_unknown(record, kept.unknown).encode());
+        }
+        for first in &write.folded {
+            let name = keys::range(key, *first);
+            let kept = self.ranges.get(first).cloned().unwrap_or_default();
+            txn = txn.modified(name.clone(), kept.revision).delete(name);
+        }
+        if write.release {
+            txn = txn.delete(keys::cutoff(key)).delete(keys::lock(key));
+        }
+        txn
+    }
+
+    /// The write was carried out at this revision.
+    pub fn applied(&mut self, write: &Write, decision: Option<v1::DecisionRecord>, revision: Revision) {
+        self.state.revision = revision;
+        if write.cutoff.is_some() {
+            self.cutoff.revision = revision;
+        }
+        if decision.is_some() {
+            self.decision = decision;
+        }
+        for range in &write.ranges {
+            self.ranges.entry(range.run.first).or_default().revision = revision;
+        }
+        for first in &write.folded {
+            self.ranges.remove(first);
+        }
+    }
+}

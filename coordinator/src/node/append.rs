@@ -1,0 +1,194 @@
+//! Appending tasks: segments to object storage, then their records through the owner.
+
+use super::{Node, Shared};
+use crate::driver::{Handle, Op};
+use crate::error::Error;
+use crate::store::keys::BatchKey;
+use futures::stream::{FuturesOrdered, StreamExt as _};
+use prost::Message as _;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tranche_engine::{Answer, Run, Segment};
+use tranche_proto::v1;
+
+/// Pushes of one stream that wait to be written. The bytes are bounded by `max_append_inflight_bytes`; this
+/// bounds the number of small ones, and a push waits when it is full.
+const PUSHES: usize = 256;
+/// Bytes of one segment, at most, unless one push is larger: what a lease may carry.
+const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
+/// Tasks of one segment, at most.
+const SEGMENT_TASKS: usize = 262_144;
+/// Segments of one stream whose records are not durable yet. While one is written the next gathers.
+const SEGMENTS: usize = 4;
+
+struct Push {
+    tasks: Vec<v1::Task>,
+    bytes: usize,
+    permit: OwnedSemaphorePermit,
+}
+
+/// An open append stream into one batch.
+///
+/// Pushes are written in order; several may be waiting for durability.
+pub struct Appender {
+    shared: Arc<Shared>,
+    batch: BatchKey,
+    next: u64,
+    pushes: mpsc::Sender<Push>,
+    durable: watch::Receiver<Result<u64, Error>>,
+}
+
+impl Node {
+    /// Opens an append stream.
+    pub async fn append(&self, batch: &BatchKey) -> Result<Appender, Error> {
+        let handle = self.owned(batch).await?;
+        let total = handle.view().borrow().state.total.cast_unsigned();
+        let (pushes, receiver) = mpsc::channel(PUSHES);
+        let (durable, seen) = watch::channel(Ok(total));
+        let writer =
+            Writer { shared: self.shared.clone(), batch: batch.clone(), handle, next: total + 1, durable };
+        self.shared.tasks.spawn(writer.run(receiver));
+        Ok(Appender {
+            shared: self.shared.clone(),
+            batch: batch.clone(),
+            next: total + 1,
+            pushes,
+            durable: seen,
+        })
+    }
+}
+
+impl Appender {
+    /// Grows whenever more tasks are durable; holds the highest durable sequence number. An `Err` in it
+    /// ends the stream.
+    pub fn durable(&self) -> watch::Receiver<Result<u64, Error>> {
+        self.durable.clone()
+    }
+
+    /// Hands over tasks (validated). Waits while too much is in flight. Tasks that were handed over
+    /// already are dropped.
+    pub async fn push(&mut self, first: u64, mut tasks: Vec<v1::Task>) -> Result<(), Error> {
+        if first > self.next {
+            let batch = self.batch.clone();
+            return Err(Error::Gap { batch, expected: self.next, got: first });
+        }
+        let known = usize::try_from(self.next - first).unwrap_or(usize::MAX);
+        if known >= tasks.len() {
+            return self.failure();
+        }
+        tasks.drain(..known);
+        let bytes: usize = tasks.iter().map(|task| task.encoded_len() + 8).sum();
+        let permits =
+            u32::try_from(bytes.min(self.shared.config.max_append_inflight_bytes)).unwrap_or(u32::MAX);
+        let permit = tokio::select! {
+            permit = self.shared.append_bytes.clone().acquire_many_owned(permits) => {
+                permit.map_err(|_| Error::ShuttingDown)?
+            }
+            () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
+        };
+        self.next += tasks.len() as u64;
+        if self.pushes.send(Push { tasks, bytes, permit }).await.is_err() {
+            self.failure()?;
+            return Err(Error::NotOwned { batch: self.batch.clone() });
+        }
+        Ok(())
+    }
+
+    fn failure(&self) -> Result<(), Error> {
+        self.durable.borrow().as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+
+    /// Waits until everything that was pushed is durable.
+    pub async fn finish(self) -> Result<u64, Error> {
+        let Self { pushes, mut durable, next, batch, .. } = self;
+        drop(pushes);
+        let reached = durable.wait_for(|durable| match durable {
+            Ok(through) => *through + 1 >= next,
+            Err(_) => true,
+        });
+        match reached.await {
+            Ok(durable) => durable.clone(),
+            Err(_) => Err(Error::NotOwned { batch }),
+        }
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    batch: BatchKey,
+    handle: Handle,
+    next: u64,
+    durable: watch::Sender<Result<u64, Error>>,
+}
+
+impl Writer {
+    async fn run(mut self, mut pushes: mpsc::Receiver<Push>) {
+        if let Err(error) = self.write_all(&mut pushes).await {
+            self.durable.send_replace(Err(error));
+        }
+    }
+
+    async fn write_all(&mut self, pushes: &mut mpsc::Receiver<Push>) -> Result<(), Error> {
+        let mut answers = FuturesOrdered::new();
+        let mut left_over: Option<Push> = None;
+        let mut open = true;
+        while open || left_over.is_some() || !answers.is_empty() {
+            let room = answers.len() < SEGMENTS;
+            let push = if room && left_over.is_some() {
+                left_over.take()
+            } else {
+                tokio::select! {
+                    biased;
+                    Some((answer, permits)) = answers.next(), if !answers.is_empty() => {
+                        drop::<Vec<OwnedSemaphorePermit>>(permits);
+                        self.answered(answer)?;
+                        continue;
+                    }
+                    push = pushes.recv(), if room && open && left_over.is_none() => match push {
+                        Some(push) => Some(push),
+                        None => { open = false; continue }
+                    },
+                }
+            };
+            let Some(Push { mut tasks, mut bytes, permit }) = push else { continue };
+            let mut permits = vec![permit];
+            // What came meanwhile goes into the same segment: one object and one record for many pushes.
+            while let Ok(more) = pushes.try_recv() {
+                if bytes + more.bytes > SEGMENT_BYTES || tasks.len() + more.tasks.len() > SEGMENT_TASKS {
+                    left_over = Some(more);
+                    break;
+                }
+                bytes += more.bytes;
+                tasks.extend(more.tasks);
+                permits.push(more.permit);
+            }
+            let record = self.shared.objects.write_segment(&self.batch, self.next, &tasks).await?;
+            self.next += tasks.len() as u64;
+            let segment = Segment {
+                run: Run::new(record.first.cast_unsigned(), record.last.cast_unsigned()),
+                object: record.object,
+                bytes: record.size.cast_unsigned(),
+                crc32c: record.crc32c,
+            };
+            let pending = self.handle.begin(&self.batch, Op::Append(segment)).await?;
+            answers.push_back(async move { (pending.answer().await, permits) });
+        }
+        Ok(())
+    }
+
+    fn answered(&self, answer: Result<Answer, Error>) -> Result<(), Error> {
+        match answer? {
+            Answer::Appended(through) => {
+                self.durable.send_if_modified(|durable| {
+                    let grew = matches!(durable, Ok(before) if *before < through);
+                    if grew {
+                        *durable = Ok(through);
+                    }
+                    grew
+                });
+                Ok(())
+            }
+            other @ (Answer::Sealed | Answer::Retried(_)) => unreachable!("an append was answered {other:?}"),
+        }
+    }
+}

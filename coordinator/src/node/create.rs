@@ -1,0 +1,78 @@
+//! CreateBatch: one transaction makes the batch, owned by whoever makes it.
+
+use super::{Node, View, ownership, shared::wall_ms};
+use crate::driver::ledger;
+use crate::error::Error;
+use crate::store::keys::{self, BatchKey};
+use crate::store::{Txn, TxnOutcome, commit};
+use tranche_proto::stored::Stored;
+use tranche_proto::v1;
+
+impl Node {
+    /// Creates a batch from a validated spec with its defaults filled in. The same request id and spec
+    /// give the same batch.
+    pub async fn create(&self, namespace: &str, spec: v1::Batch, request_id: &str) -> Result<View, Error> {
+        if let Some(view) = self.repeated(namespace, &spec, request_id).await? {
+            return Ok(view);
+        }
+        let shared = &self.shared;
+        let session = shared.session.borrow().ok_or(Error::ShuttingDown)?;
+        let batch = BatchKey::new(namespace, uuid::Uuid::now_v7().to_string());
+        let now = wall_ms();
+        let state = v1::StateRecord {
+            state: v1::batch::State::Importing.into(),
+            update_time_ms: now,
+            ..v1::StateRecord::default()
+        };
+        let record = v1::SpecRecord {
+            batch: Some(spec.clone()),
+            request_id: request_id.to_owned(),
+            create_time_ms: now,
+        };
+        let mut txn = Txn::new()
+            .absent(keys::spec(&batch))
+            .put(keys::spec(&batch), Stored::new(record).encode())
+            .put(keys::state(&batch), Stored::new(state).encode())
+            .put(keys::cutoff(&batch), Stored::new(v1::CutoffRecord::default()).encode())
+            .put_held(keys::lock(&batch), ownership::lock_record(shared), session);
+        if !request_id.is_empty() {
+            let request = v1::RequestRecord { batch: batch.to_string() };
+            let name = keys::request(namespace, request_id);
+            txn = txn.absent(name.clone()).put(name, Stored::new(request).encode());
+        }
+        match commit::commit(&*shared.store, &txn).await? {
+            TxnOutcome::Applied(_) => {}
+            // Somebody used the request id in the meantime.
+            TxnOutcome::Refused => {
+                return self.repeated(namespace, &spec, request_id).await?.ok_or(Error::NotOwned { batch });
+            }
+        }
+        tracing::info!(batch.id = %batch, "batch created");
+        ownership::drive(shared, &batch).await?;
+        self.get(&batch).await
+    }
+
+    /// The batch that this request made before.
+    async fn repeated(
+        &self,
+        namespace: &str,
+        spec: &v1::Batch,
+        request_id: &str,
+    ) -> Result<Option<View>, Error> {
+        if request_id.is_empty() {
+            return Ok(None);
+        }
+        let name = keys::request(namespace, request_id);
+        let Some(entry) = self.shared.store.get(&name).await? else { return Ok(None) };
+        let record = ledger::decode::<v1::RequestRecord>(&entry)?.value;
+        let Some(batch) = BatchKey::parse(&record.batch) else {
+            let message = format!("{:?} is no batch name", record.batch);
+            return Err(Error::Damaged { what: name, message });
+        };
+        let view = self.get(&batch).await?;
+        if view.spec.batch.as_ref() != Some(spec) {
+            return Err(Error::RequestReused { request_id: request_id.to_owned(), batch });
+        }
+        Ok(Some(view))
+    }
+}

@@ -1,0 +1,116 @@
+//! CommitBatch and CancelBatch: the decision is one key, written once, from any coordinator.
+//!
+//! Here a client's word races with the owner's last report, its deadline and its failure limit; whoever
+//! creates the key first has decided, and the loser is told which it is.
+
+use super::{Node, View, shared::wall_ms};
+use crate::driver::{ledger, records};
+use crate::error::Error;
+use crate::store::keys::{self, BatchKey};
+use crate::store::{Txn, TxnOutcome, commit};
+use std::time::Duration;
+use tranche_engine::{Decision, Event, Outcome, Reason};
+use tranche_proto::stored::Stored;
+use tranche_proto::v1::{self, batch::State};
+
+/// How long a call waits for the owner to act on the decision, before it answers without having seen it.
+const SEEN_WAIT: Duration = Duration::from_secs(2);
+
+impl Node {
+    /// Approves a held batch.
+    pub async fn commit(&self, batch: &BatchKey, actor: &str) -> Result<View, Error> {
+        self.decide(batch, Outcome::Commit, actor, "").await
+    }
+
+    /// Revokes a batch.
+    pub async fn cancel(&self, batch: &BatchKey, actor: &str, message: &str) -> Result<View, Error> {
+        self.decide(batch, Outcome::Rollback, actor, message).await
+    }
+
+    async fn decide(
+        &self,
+        batch: &BatchKey,
+        outcome: Outcome,
+        actor: &str,
+        message: &str,
+    ) -> Result<View, Error> {
+        let store = &*self.shared.store;
+        // Each turn that fails means that a grant moved the cut-off, or the state changed, in between.
+        loop {
+            let state_key = keys::state(batch);
+            let state = store.get(&state_key).await?.ok_or_else(|| Error::NotFound(batch.clone()))?;
+            if let Some(entry) = store.get(&keys::decision(batch)).await? {
+                let made = ledger::decode::<v1::DecisionRecord>(&entry)?.value;
+                return self.decided_before(batch, outcome, &made).await;
+            }
+            let record = ledger::decode::<v1::StateRecord>(&state)?.value;
+            let cutoff_key = keys::cutoff(batch);
+            let Some(cutoff) = store.get(&cutoff_key).await? else { continue };
+            let mut txn = Txn::new()
+                .absent(keys::decision(batch))
+                .created(state_key.clone(), state.create_revision)
+                .modified(cutoff_key, cutoff.mod_revision);
+            if outcome == Outcome::Commit {
+                if record.state() != State::Held {
+                    return Err(Error::WrongState {
+                        batch: batch.clone(),
+                        state: record.state(),
+                        wanted: "only a batch that is HELD can be committed",
+                    });
+                }
+                txn = txn.modified(state_key, state.mod_revision);
+            }
+            let decision = Decision {
+                outcome,
+                reason: match outcome {
+                    Outcome::Commit => Reason::Approved,
+                    Outcome::Rollback => Reason::Cancelled,
+                },
+                actor: if actor.is_empty() { "unknown".to_owned() } else { actor.to_owned() },
+                message: message.to_owned(),
+                cutoff: ledger::decode::<v1::CutoffRecord>(&cutoff)?.value.cutoff.cast_unsigned(),
+                decide_time_ms: wall_ms(),
+            };
+            let stored = records::decision_record(&decision, &self.shared.id);
+            txn = txn.put(keys::decision(batch), Stored::new(stored).encode());
+            if commit::commit(store, &txn).await? == (TxnOutcome::Refused) {
+                continue;
+            }
+            tracing::info!(batch.id = %batch, ?outcome, actor, "decided by a client");
+            return self.acted_on(batch, decision).await;
+        }
+    }
+
+    async fn decided_before(
+        &self,
+        batch: &BatchKey,
+        wanted: Outcome,
+        made: &v1::DecisionRecord,
+    ) -> Result<View, Error> {
+        let same = match wanted {
+            Outcome::Commit => v1::decision::Outcome::Commit,
+            Outcome::Rollback => v1::decision::Outcome::Rollback,
+        };
+        if made.outcome() == same {
+            return self.get(batch).await;
+        }
+        Err(Error::AlreadyDecided { batch: batch.clone(), outcome: made.outcome(), reason: made.reason() })
+    }
+
+    /// Tells the owner, if it is here (the watch of decisions tells it too), and waits shortly until the
+    /// batch shows it.
+    async fn acted_on(&self, batch: &BatchKey, decision: Decision) -> Result<View, Error> {
+        if let Some(handle) = self.shared.handle(batch) {
+            handle.event(Event::Decided(decision)).await;
+            let mut view = handle.view();
+            let seen = view.wait_for(|view| !matches!(view.state.state(), State::Importing | State::Held));
+            // Not seen in time: the decision is durable all the same.
+            let _ = tokio::time::timeout(SEEN_WAIT, seen).await;
+        }
+        let mut view = self.get(batch).await?;
+        if view.decision.is_none() {
+            view = self.stored_view(batch).await?;
+        }
+        Ok(view)
+    }
+}

@@ -1,0 +1,56 @@
+//! DeleteBatch.
+
+use super::Node;
+use crate::driver::ledger;
+use crate::error::Error;
+use crate::store::keys::{self, BatchKey};
+use crate::store::{RangeOptions, Txn, commit};
+use tranche_proto::v1;
+
+/// Keys deleted by one transaction.
+const CHUNK: usize = 100;
+
+impl Node {
+    /// Deletes the records of a batch that ended. The state goes last: until then a delete that was
+    /// interrupted can be repeated.
+    pub async fn delete(&self, batch: &BatchKey) -> Result<(), Error> {
+        let view = self.stored_view(batch).await?;
+        if !view.state.swept {
+            let wanted = if view.is_final() {
+                "its staging area is still being swept; try again shortly"
+            } else {
+                "only a batch that ended can be deleted; cancel it first"
+            };
+            return Err(Error::WrongState { batch: batch.clone(), state: view.state.state(), wanted });
+        }
+        let store = &*self.shared.store;
+        for prefix in [keys::ranges(batch), keys::segments(batch)] {
+            loop {
+                let options = RangeOptions { limit: CHUNK, ..RangeOptions::default() };
+                let page = store.range(&prefix, options).await?;
+                if page.entries.is_empty() {
+                    break;
+                }
+                let txn = page.entries.into_iter().fold(Txn::new(), |txn, entry| txn.delete(entry.key));
+                commit::commit(store, &txn).await?;
+            }
+        }
+        self.shared.objects.delete_batch(batch).await?;
+        let mut txn = Txn::new()
+            .delete(keys::decision(batch))
+            .delete(keys::cutoff(batch))
+            .delete(keys::spec(batch))
+            .delete(keys::state(batch));
+        if !view.spec.request_id.is_empty() {
+            let request = keys::request(&batch.namespace, &view.spec.request_id);
+            if let Some(entry) = store.get(&request).await?
+                && ledger::decode::<v1::RequestRecord>(&entry)?.value.batch == batch.to_string()
+            {
+                txn = txn.delete(request);
+            }
+        }
+        commit::commit(store, &txn).await?;
+        tracing::info!(batch.id = %batch, "batch deleted");
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! What all parts of a coordinator share.
+
+use super::Registry;
+use super::ownership::Term;
+use crate::config::Config;
+use crate::dispatch::Dispatch;
+use crate::driver::Handle;
+use crate::manifest::Objects;
+use crate::store::keys::BatchKey;
+use crate::store::{SessionId, Store};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tranche_engine::Now;
+
+/// What all parts of a coordinator share.
+pub struct Shared {
+    /// This coordinator's id; new at each start.
+    pub id: String,
+    /// The URL at which it is reached.
+    pub endpoint: String,
+    /// Its configuration.
+    pub config: Config,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The object storage.
+    pub objects: Objects,
+    /// The hub of workers.
+    pub dispatch: Arc<Dispatch>,
+    /// Cancelled when the coordinator stops.
+    pub stop: CancellationToken,
+    /// Every task that outlives a call.
+    pub tasks: TaskTracker,
+    /// The monotonic clock's origin.
+    pub origin: Instant,
+    /// When it started, in milliseconds since 1970.
+    pub start_time_ms: i64,
+    /// Bytes of tasks that are not durable yet, of all append streams; a permit is one byte.
+    pub append_bytes: Arc<Semaphore>,
+    pub(super) session: watch::Sender<Option<SessionId>>,
+    pub(super) term: Mutex<Option<Term>>,
+    registry: RwLock<Registry>,
+    changes: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        config: Config,
+        endpoint: String,
+        store: Arc<dyn Store>,
+        objects: Objects,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            id: uuid::Uuid::now_v7().to_string(),
+            endpoint,
+            append_bytes: Arc::new(Semaphore::new(config.max_append_inflight_bytes)),
+            config,
+            store,
+            objects,
+            dispatch: Arc::new(Dispatch::default()),
+            stop,
+            tasks: TaskTracker::new(),
+            origin: Instant::now(),
+            start_time_ms: wall_ms(),
+            session: watch::channel(None).0,
+            term: Mutex::new(None),
+            registry: RwLock::new(Registry::new()),
+            changes: watch::channel(0).0,
+        }
+    }
+
+    /// The time for the engine.
+    pub fn now(&self) -> Now {
+        Now { at: self.origin.elapsed(), wall_ms: wall_ms() }
+    }
+
+    /// The handle of a batch that is owned here.
+    pub fn handle(&self, batch: &BatchKey) -> Option<Handle> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner).get(batch).cloned()
+    }
+
+    /// All batches that are owned here.
+    pub fn handles(&self) -> Vec<(BatchKey, Handle)> {
+        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = registry.iter().map(|(key, handle)| (key.clone(), handle.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    pub(super) fn owned_changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn own(&self, batch: BatchKey, handle: Handle) {
+        self.registry.write().unwrap_or_else(PoisonError::into_inner).insert(batch, handle);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    pub(super) fn disown(&self, batch: &BatchKey) {
+        self.registry.write().unwrap_or_else(PoisonError::into_inner).remove(batch);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn wall_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
