@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tranche_proto::MAX_APPEND_BYTES;
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 /// The most handlers in the configuration.
 const MAX_HANDLERS: usize = 64;
 

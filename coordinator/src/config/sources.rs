@@ -116,14 +116,11 @@ struct Reader {
 
 impl Reader {
     fn add(&mut self, field: Option<&Field>, origin: String, text: String) {
-        match field {
-            Some(field) => {
-                self.given.insert(field.name, Given { origin, text });
-            }
-            None => {
-                let known = FIELDS.iter().map(|field| field.name).collect::<Vec<_>>().join(", ");
-                self.problems.push(Problem::new(origin, text, format!("is unknown; there are {known}")));
-            }
+        if let Some(field) = field {
+            self.given.insert(field.name, Given { origin, text });
+        } else {
+            let known = FIELDS.iter().map(|field| field.name).collect::<Vec<_>>().join(", ");
+            self.problems.push(Problem::new(origin, text, format!("is unknown; there are {known}")));
         }
     }
 

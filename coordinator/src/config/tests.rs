@@ -115,7 +115,7 @@ fn every_field_can_be_given_in_every_way() {
         match loaded {
             Ok(config) => assert_eq!(config, wanted),
             Err(error) => {
-                assert_eq!((fields(&error), cfg!(feature = "etcd")), (vec!["store"], false), "{error}")
+                assert_eq!((fields(&error), cfg!(feature = "etcd")), (vec!["store"], false), "{error}");
             }
         }
     }

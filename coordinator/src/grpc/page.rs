@@ -69,7 +69,7 @@ impl Query {
 
 fn decode(token: &str) -> Option<Vec<u8>> {
     let digits = token.as_bytes();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);

@@ -135,7 +135,7 @@ pub(crate) fn append(batch: &BatchKey, request: &v1::AppendTasksRequest) -> Resu
     let least = i64::from(!request.tasks.is_empty());
     if first < least {
         problems.add("first_sequence", format!("is {first}, the first of a batch is 1"));
-    } else if first.checked_add(request.tasks.len() as i64).is_none() {
+    } else if first.checked_add_unsigned(request.tasks.len() as u64).is_none() {
         problems.add("first_sequence", format!("is {first}, which leaves no numbers for the tasks"));
     }
     if request.tasks.len() > MAX_APPEND_TASKS {

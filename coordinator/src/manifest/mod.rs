@@ -77,7 +77,7 @@ impl Objects {
             first: first.cast_signed(),
             last: (first + tasks.len() as u64).cast_signed() - 1,
             object,
-            size: segment.bytes().len() as i64,
+            size: (segment.bytes().len() as u64).cast_signed(),
             crc32c: crc32c::crc32c(segment.bytes()),
         };
         self.put(&record.object, segment.bytes().clone().into()).await?;
@@ -212,7 +212,7 @@ impl Objects {
         }
         let segment = Verified::index(bytes).map_err(|message| damaged(object, message))?;
         let wanted = record.last + 1 - record.first;
-        if segment.len() as i64 != wanted {
+        if segment.len() as u64 != wanted.cast_unsigned() {
             return Err(damaged(object, format!("it holds {} tasks instead of {wanted}", segment.len())));
         }
         let segment = Arc::new(segment);

@@ -1,4 +1,5 @@
 use super::*;
+use bytes::Bytes;
 use std::fs;
 use tranche_proto::v1::{SegmentRecord, Task, TaskFailure};
 
@@ -91,7 +92,10 @@ async fn what_does_not_fit_in_memory_is_read_again() {
     let dir = tempfile::tempdir().expect("a directory");
     let objects = Objects::local_with_cache(dir.path(), 0).expect("opened");
     let records = three(&objects).await;
-    assert_eq!(keys(&objects.read_tasks(&records, &[(5, 15)]).await.expect("read")), Vec::from_iter(5..=15));
+    assert_eq!(
+        keys(&objects.read_tasks(&records, &[(5, 15)]).await.expect("read")),
+        (5..=15).collect::<Vec<_>>()
+    );
 }
 
 #[tokio::test]
@@ -152,7 +156,6 @@ fn bytes_that_are_no_segment_are_refused() {
     {
         Verified::index(Bytes::copy_from_slice(bytes)).expect_err("refused");
     }
-    use bytes::Bytes;
     let bad = Verified::index(Bytes::from_static(&[0x0a, 2, 0x0a, 9])).expect("indexed");
     bad.read(0..1, &mut Vec::new()).expect_err("a task that is cut off");
 }
@@ -221,7 +224,7 @@ async fn a_batch_is_deleted_wholly_and_alone() {
     objects.delete_batch(&batch()).await.expect("deleted");
     assert!(!dir.path().join("batches/default/b1").exists());
     damage(objects.read_tasks(&records, &[(1, 1)]).await);
-    objects.read_tasks(&[kept.clone()], &[(1, 1)]).await.expect("the other is there");
+    objects.read_tasks(std::slice::from_ref(&kept), &[(1, 1)]).await.expect("the other is there");
     cold(dir.path()).read_tasks(&[kept], &[(1, 1)]).await.expect("and on disk");
     objects.delete_batch(&batch()).await.expect("again is no error");
 }

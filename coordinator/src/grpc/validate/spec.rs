@@ -131,15 +131,13 @@ fn target(target: &v1::Target, known: &[String], problems: &mut Problems) {
 
 /// A number from 1, where 0 is the default.
 fn number(field: &str, value: i32, default: i32, most: i32, problems: &mut Problems) -> i32 {
-    match value {
-        0 => default,
-        _ => {
-            if !(1..=most).contains(&value) {
-                problems.add(field, format!("is {value}, must be 1 to {most} (0: the default, {default})"));
-            }
-            value
-        }
+    if value == 0 {
+        return default;
     }
+    if !(1..=most).contains(&value) {
+        problems.add(field, format!("is {value}, must be 1 to {most} (0: the default, {default})"));
+    }
+    value
 }
 
 fn failures(limit: v1::FailureLimit, problems: &mut Problems) -> v1::FailureLimit {

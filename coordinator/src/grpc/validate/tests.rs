@@ -74,7 +74,8 @@ fn defaults_are_filled_in_and_outputs_cleared() {
 
 #[test]
 fn numbers_are_checked_at_their_bounds() {
-    let set: [(&str, fn(&mut Batch, i32), i32); 4] = [
+    type Set = fn(&mut Batch, i32);
+    let set: [(&str, Set, i32); 4] = [
         ("batch.priority", |b, n| b.priority = n, 100),
         ("batch.max_attempts", |b, n| b.max_attempts = n, 100),
         (

@@ -1,0 +1,278 @@
+//! BatchService.
+
+use super::{append, page, status, validate, watch};
+use crate::config::Config;
+use crate::error::Error;
+use crate::node::{ListFilter, Node};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tranche_proto::v1;
+use tranche_proto::v1::batch_service_server::BatchService;
+
+const DEFAULT_BATCHES: usize = 50;
+const DEFAULT_FAILURES: usize = 100;
+/// Bytes of batches in a page, after which it is cut short: specs may be large, and clients by default
+/// refuse messages of more than 4 MiB.
+const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
+
+/// What clients call.
+#[derive(Clone)]
+pub(crate) struct Batches {
+    node: Arc<Node>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+    watchers: Limit,
+    appenders: Limit,
+}
+
+/// How many streams of a kind may be open.
+#[derive(Clone)]
+struct Limit {
+    what: &'static str,
+    most: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Limit {
+    fn new(what: &'static str, most: usize) -> Self {
+        Self { what, most, free: Arc::new(Semaphore::new(most)) }
+    }
+
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.free.clone().try_acquire_owned().map_err(|_| status::overloaded(self.what, self.most))
+    }
+}
+
+impl Batches {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        config: &Config,
+        shutdown: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            node,
+            shutdown,
+            tasks,
+            watchers: Limit::new("watchers", config.max_watchers),
+            appenders: Limit::new("append streams", config.max_append_streams),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl BatchService for Batches {
+    async fn create_batch(
+        &self,
+        request: Request<v1::CreateBatchRequest>,
+    ) -> Result<Response<v1::Batch>, Status> {
+        let create = validate::create(request.into_inner(), &self.node.known_handlers())?;
+        let view = self.node.create(&create.namespace, create.spec, &create.request_id).await?;
+        Ok(Response::new(view.to_proto()))
+    }
+
+    type AppendTasksStream = BoxStream<'static, Result<v1::AppendTasksResponse, Status>>;
+
+    async fn append_tasks(
+        &self,
+        request: Request<Streaming<v1::AppendTasksRequest>>,
+    ) -> Result<Response<Self::AppendTasksStream>, Status> {
+        let context = append::Context {
+            shutdown: self.shutdown.clone(),
+            tasks: self.tasks.clone(),
+            permit: Some(self.appenders.enter()?),
+        };
+        let node = self.node.clone();
+        let open = move |batch| async move { node.append(&batch).await };
+        Ok(Response::new(append::responses(request.into_inner(), open, context).boxed()))
+    }
+
+    async fn seal_batch(
+        &self,
+        request: Request<v1::SealBatchRequest>,
+    ) -> Result<Response<v1::Batch>, Status> {
+        let request = request.into_inner();
+        let batch = validate::seal(&request)?;
+        Ok(Response::new(self.node.seal(&batch, request.total).await?.to_proto()))
+    }
+
+    async fn get_batch(&self, request: Request<v1::GetBatchRequest>) -> Result<Response<v1::Batch>, Status> {
+        let batch = validate::batch_name("name", &request.into_inner().name)?;
+        Ok(Response::new(self.node.get(&batch).await?.to_proto()))
+    }
+
+    async fn list_batches(
+        &self,
+        request: Request<v1::ListBatchesRequest>,
+    ) -> Result<Response<v1::ListBatchesResponse>, Status> {
+        let request = request.into_inner();
+        let namespace = validate::namespace("parent", &request.parent)?;
+        let query = batches_query(&namespace, &request);
+        let filter = ListFilter {
+            states: validate::states(&request.states)?,
+            page_size: page::size(request.page_size, DEFAULT_BATCHES)?,
+            after: query.cursor(&request.page_token)?,
+            labels: request.labels,
+        };
+        let (views, after) = self.node.list(&namespace, filter).await?;
+        let batches = views.iter().map(|view| (view.key.id.as_str(), view.to_proto()));
+        let (batches, after) = fit(batches, after, MAX_PAGE_BYTES);
+        let next_page_token = after.map_or_else(String::new, |after| query.token(&after));
+        Ok(Response::new(v1::ListBatchesResponse { batches, next_page_token }))
+    }
+
+    type WatchBatchStream = BoxStream<'static, Result<v1::WatchBatchResponse, Status>>;
+
+    async fn watch_batch(
+        &self,
+        request: Request<v1::WatchBatchRequest>,
+    ) -> Result<Response<Self::WatchBatchStream>, Status> {
+        let batch = validate::batch_name("name", &request.into_inner().name)?;
+        let permit = self.watchers.enter()?;
+        let updates = self.node.watch(&batch).await?;
+        Ok(Response::new(watch::responses(updates, self.shutdown.clone(), Some(permit)).boxed()))
+    }
+
+    async fn commit_batch(
+        &self,
+        request: Request<v1::CommitBatchRequest>,
+    ) -> Result<Response<v1::Batch>, Status> {
+        let request = request.into_inner();
+        let batch = validate::commit(&request)?;
+        Ok(Response::new(self.node.commit(&batch, &request.actor).await?.to_proto()))
+    }
+
+    async fn cancel_batch(
+        &self,
+        request: Request<v1::CancelBatchRequest>,
+    ) -> Result<Response<v1::Batch>, Status> {
+        let request = request.into_inner();
+        let batch = validate::cancel(&request)?;
+        Ok(Response::new(self.node.cancel(&batch, &request.actor, &request.message).await?.to_proto()))
+    }
+
+    async fn retry_failed(
+        &self,
+        request: Request<v1::RetryFailedRequest>,
+    ) -> Result<Response<v1::RetryFailedResponse>, Status> {
+        let batch = validate::batch_name("name", &request.into_inner().name)?;
+        let (view, retried) = self.node.retry_failed(&batch).await?;
+        let response =
+            v1::RetryFailedResponse { batch: Some(view.to_proto()), retried: retried.cast_signed() };
+        Ok(Response::new(response))
+    }
+
+    async fn list_failures(
+        &self,
+        request: Request<v1::ListFailuresRequest>,
+    ) -> Result<Response<v1::ListFailuresResponse>, Status> {
+        let request = request.into_inner();
+        let batch = validate::batch_name("parent", &request.parent)?;
+        let size = page::size(request.page_size, DEFAULT_FAILURES)?;
+        let query = page::Query::new(["failures", &request.parent]);
+        let after = match query.cursor(&request.page_token)? {
+            None => 0,
+            Some(cursor) => cursor
+                .parse()
+                .map_err(|_| Status::from(validate::invalid("page_token", "is no page token")))?,
+        };
+        let (failures, after) = self.node.failures(&batch, after, size).await?;
+        let next_page_token = after.map_or_else(String::new, |after| query.token(&after.to_string()));
+        Ok(Response::new(v1::ListFailuresResponse { failures, next_page_token }))
+    }
+
+    async fn delete_batch(&self, request: Request<v1::DeleteBatchRequest>) -> Result<Response<()>, Status> {
+        let batch = validate::batch_name("name", &request.into_inner().name)?;
+        let deleted: Result<(), Error> = self.node.delete(&batch).await;
+        Ok(Response::new(deleted?))
+    }
+}
+
+/// What a ListBatches asks for, without its page.
+fn batches_query(namespace: &str, request: &v1::ListBatchesRequest) -> page::Query {
+    let mut states = request.states.clone();
+    states.sort_unstable();
+    states.dedup();
+    let states: Vec<_> = states.iter().map(ToString::to_string).collect();
+    let labels: BTreeMap<_, _> = request.labels.iter().collect();
+    let labels = labels.into_iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+    let states_end = [""];
+    let words = ["batches", namespace].into_iter().chain(states.iter().map(String::as_str));
+    page::Query::new(words.chain(states_end).chain(labels))
+}
+
+/// As many batches, with their ids, as fit into `most` bytes, one at least, and where the next page begins.
+fn fit<'a>(
+    batches: impl Iterator<Item = (&'a str, v1::Batch)>,
+    after: Option<String>,
+    most: usize,
+) -> (Vec<v1::Batch>, Option<String>) {
+    let (mut page, mut bytes, mut last) = (Vec::new(), 0, "");
+    for (id, batch) in batches {
+        bytes += batch.encoded_len();
+        if bytes > most && !page.is_empty() {
+            return (page, Some(last.to_owned()));
+        }
+        page.push(batch);
+        last = id;
+    }
+    (page, after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn named(name: &str) -> v1::Batch {
+        v1::Batch { name: name.to_owned(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_page_is_cut_where_its_bytes_end() {
+        let all = || ["c", "b", "a"].into_iter().map(|id| (id, named(id)));
+        let one = named("a").encoded_len();
+        let ids = |(page, after): (Vec<v1::Batch>, Option<String>)| {
+            (page.into_iter().map(|batch| batch.name).collect::<String>(), after)
+        };
+        assert_eq!(ids(fit(all(), Some("z".into()), 3 * one)), ("cba".into(), Some("z".into())));
+        assert_eq!(ids(fit(all(), None, 3 * one)), ("cba".into(), None));
+        assert_eq!(ids(fit(all(), None, 3 * one - 1)), ("cb".into(), Some("b".into())));
+        assert_eq!(ids(fit(all(), None, 0)), ("c".into(), Some("c".into())), "one at least");
+        assert_eq!(ids(fit(std::iter::empty(), Some("z".into()), 0)), (String::new(), Some("z".into())));
+    }
+
+    #[test]
+    fn a_token_belongs_to_its_filter_in_any_order() {
+        let request = |states: &[i32], labels: &[(&str, &str)]| v1::ListBatchesRequest {
+            states: states.to_vec(),
+            labels: labels.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect::<HashMap<_, _>>(),
+            ..Default::default()
+        };
+        let query = |states: &[i32], labels: &[(&str, &str)]| batches_query("ns", &request(states, labels));
+        assert_eq!(query(&[1, 2], &[("a", "b"), ("c", "d")]), query(&[2, 1, 2], &[("c", "d"), ("a", "b")]));
+        assert_ne!(query(&[1], &[]), query(&[2], &[]));
+        assert_ne!(query(&[], &[("1", "2")]), query(&[1, 2], &[]));
+        assert_ne!(query(&[], &[("a", "b")]), query(&[], &[("b", "a")]));
+        assert_ne!(batches_query("a", &request(&[], &[])), batches_query("b", &request(&[], &[])));
+    }
+
+    #[test]
+    fn one_stream_over_the_limit_is_refused_until_one_ends() {
+        let limit = Limit::new("watchers", 2);
+        let one = limit.enter().expect("the first");
+        let _two = limit.enter().expect("the second");
+        let status = limit.enter().expect_err("the third");
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(status.message(), "too many watchers at once, the limit is 2");
+        drop(one);
+        drop(limit.enter().expect("free again"));
+    }
+}

@@ -1,0 +1,191 @@
+//! What every call goes through: a span, a limit of how many at once, a time limit.
+//!
+//! tonic's own `load_shed` and `concurrency_limit` count by connection, and its `timeout` answers CANCELLED;
+//! here the limits are the process's, and what is refused says so with the details that all our errors
+//! carry. Streams count only until they begin to answer; their services limit how many are open.
+
+use super::status;
+use futures::future::BoxFuture;
+use http::HeaderValue;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+use tracing::Instrument;
+use uuid::Uuid;
+
+type Request = http::Request<Body>;
+type Response = http::Response<Body>;
+
+/// Names a call in logs; taken from the caller or made, and sent back.
+pub const REQUEST_ID: &str = "x-request-id";
+/// The most bytes of a caller's request id.
+const MAX_REQUEST_ID: usize = 128;
+
+/// The services that the limits are for. Health, reflection and the workers' streams must answer when
+/// clients are too many.
+const LIMITED: [&str; 2] = ["/tranche.v1.BatchService/", "/tranche.v1.AdminService/"];
+
+/// Wraps the services.
+#[derive(Clone, Debug)]
+pub struct CallLayer {
+    free: Arc<Semaphore>,
+    most: usize,
+    timeout: Duration,
+}
+
+impl CallLayer {
+    /// At most `most` calls at once, each of at most `timeout`.
+    pub(crate) fn new(most: usize, timeout: Duration) -> Self {
+        Self { free: Arc::new(Semaphore::new(most)), most, timeout }
+    }
+}
+
+impl<S> Layer<S> for CallLayer {
+    type Service = Calls<S>;
+    fn layer(&self, inner: S) -> Self::Service {
+        Calls { inner, layer: self.clone() }
+    }
+}
+
+/// The wrapped services.
+#[derive(Clone, Debug)]
+pub struct Calls<S> {
+    inner: S,
+    layer: CallLayer,
+}
+
+impl<S> Service<Request> for Calls<S>
+where
+    S: Service<Request, Response = Response> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let id = request_id(&request);
+        let span = tracing::info_span!(
+            "call",
+            rpc.method = request.uri().path(),
+            request.id = id.to_str().unwrap_or_default(),
+        );
+        let limited = LIMITED.iter().any(|prefix| request.uri().path().starts_with(prefix));
+        let layer = self.layer.clone();
+        // The one that was polled ready is the one to call.
+        let waiting = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, waiting);
+        let work = async move {
+            let started = tokio::time::Instant::now();
+            let mut response = if limited {
+                match layer.free.clone().try_acquire_owned() {
+                    Err(_) => refusal(status::overloaded("calls", layer.most)),
+                    Ok(_permit) => match tokio::time::timeout(layer.timeout, inner.call(request)).await {
+                        Ok(response) => response?,
+                        Err(_) => refusal(status::timed_out(layer.timeout)),
+                    },
+                }
+            } else {
+                inner.call(request).await?
+            };
+            let code = Status::from_header_map(response.headers()).map(|status| status.code());
+            tracing::debug!(rpc.code = ?code.unwrap_or(tonic::Code::Ok), elapsed = ?started.elapsed(), "answered");
+            response.headers_mut().insert(REQUEST_ID, id);
+            Ok(response)
+        };
+        Box::pin(work.instrument(span))
+    }
+}
+
+fn refusal(status: Status) -> Response {
+    status.into_http()
+}
+
+fn request_id(request: &Request) -> HeaderValue {
+    let given = request.headers().get(REQUEST_ID);
+    given
+        .filter(|id| (1..=MAX_REQUEST_ID).contains(&id.len()) && id.to_str().is_ok())
+        .cloned()
+        .unwrap_or_else(|| HeaderValue::try_from(Uuid::new_v4().simple().to_string()).expect("is ASCII"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+    use tonic::Code;
+    use tonic_types::StatusExt;
+    use tower::service_fn;
+
+    const GET: &str = "/tranche.v1.BatchService/GetBatch";
+
+    fn request(path: &str) -> Request {
+        http::Request::builder().uri(path).body(Body::empty()).expect("a request")
+    }
+
+    fn reason(response: &Response) -> (Code, String) {
+        let status = Status::from_header_map(response.headers()).expect("a status");
+        (status.code(), status.get_error_details().error_info().expect("there").reason.clone())
+    }
+
+    async fn never(_: Request) -> Result<Response, Infallible> {
+        std::future::pending().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_takes_too_long_is_told_so() {
+        let mut calls = CallLayer::new(1, Duration::from_secs(3)).layer(service_fn(never));
+        let response = calls.call(request(GET)).await.expect("answered");
+        assert_eq!(reason(&response), (Code::DeadlineExceeded, "REQUEST_TIMEOUT".to_owned()));
+        let free = tokio::time::timeout(Duration::from_mins(1), calls.call(request("/other/Stream"))).await;
+        assert!(free.is_err(), "others have no time limit");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_call_too_many_is_refused_at_once_and_others_are_not() {
+        let mut calls = CallLayer::new(2, Duration::from_secs(3)).layer(service_fn(never));
+        let (one, two) = (tokio::spawn(calls.call(request(GET))), tokio::spawn(calls.call(request(GET))));
+        tokio::task::yield_now().await;
+        let response = calls.call(request(GET)).await.expect("answered");
+        assert_eq!(reason(&response), (Code::ResourceExhausted, "OVERLOADED".to_owned()));
+        let health = tokio::spawn(calls.call(request("/grpc.health.v1.Health/Check")));
+        tokio::task::yield_now().await;
+        assert!(!health.is_finished(), "it was let in");
+        health.abort();
+        for call in [one, two] {
+            let response = call.await.expect("joined").expect("answered");
+            assert_eq!(reason(&response).0, Code::DeadlineExceeded);
+        }
+        let third = tokio::spawn(calls.call(request(GET)));
+        tokio::task::yield_now().await;
+        assert!(!third.is_finished(), "there is room again");
+        third.abort();
+    }
+
+    #[tokio::test]
+    async fn the_request_id_comes_back() {
+        let answer = service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
+        let mut calls = CallLayer::new(1, Duration::from_secs(3)).layer(answer);
+        let mut sent = async |id: Option<&str>| {
+            let mut request = request(GET);
+            if let Some(id) = id {
+                request.headers_mut().insert(REQUEST_ID, id.parse().expect("a value"));
+            }
+            let response = calls.call(request).await.expect("answered");
+            response.headers()[REQUEST_ID].to_str().expect("text").to_owned()
+        };
+        assert_eq!(sent(Some("mine")).await, "mine");
+        assert_eq!(sent(Some(&"x".repeat(128))).await.len(), 128);
+        assert_eq!(sent(Some(&"x".repeat(129))).await.len(), 32);
+        assert_ne!(sent(None).await, sent(None).await);
+    }
+}
