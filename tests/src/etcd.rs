@@ -68,6 +68,8 @@ impl EtcdServer {
     }
 
     async fn start_as(shared: bool) -> Self {
+        // Before there is anything to clear away.
+        let (_, _) = (tool("etcd"), tool("etcdctl"));
         let dir = tempfile::tempdir().expect("a directory for etcd's data");
         let data = dir.path().to_owned();
         let dir = if shared {

@@ -166,8 +166,8 @@ pub enum WatchEvent {
 /// is closed.
 pub type Watch = mpsc::Receiver<WatchEvent>;
 
-/// Events a watch holds for a slow reader before it says [`WatchEvent::Missed`] or stops reading from
-/// the network: one key a batch and decision, so that 1,024 outlast any pause of the reader.
+/// Events a watch holds for a slow reader before it says [`WatchEvent::Missed`]: one key a batch and
+/// decision, so that 1,024 outlast any pause of the reader.
 pub const WATCH_BOUND: usize = 1024;
 
 /// A session: keys put with it go when it ends.

@@ -141,33 +141,6 @@ async fn compaction_is_told() {
     assert_eq!(next(&mut exact).await, WatchEvent::Put(get(store.as_ref(), "k").await));
 }
 
-/// A watch whose next events are compacted away while its server is gone.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compaction_behind_a_broken_stream_is_told() {
-    let server = EtcdServer::start().await;
-    let store = server.store("/t/").await;
-    // Beyond what the channel and the stream hold, so that the watch stands still in the past.
-    let mut watch = store.watch("s/", 0).await.unwrap();
-    let value = vec![1; 8 * 1024];
-    for _ in 0..40 {
-        let txn = (0..100).fold(Txn::new(), |txn, key| txn.put(format!("s/{key:03}"), value.clone()));
-        applied(store.as_ref(), txn).await;
-    }
-    let last = get(store.as_ref(), "s/000").await.mod_revision;
-    server.ctl(&["compact", &last.to_string()]);
-    let mut seen = 0;
-    while seen < last {
-        match next(&mut watch).await {
-            WatchEvent::Put(entry) => {
-                assert!(entry.mod_revision >= seen);
-                seen = entry.mod_revision;
-            }
-            WatchEvent::Missed(revision) => seen = revision,
-            event @ WatchEvent::Deleted(..) => panic!("{event:?}"),
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prefixes_are_apart() {
     let server = shared().await;

@@ -246,7 +246,7 @@ pub(crate) async fn commits_are_counted(store: Arc<dyn Store>) {
         // Each transaction has a revision of its own, also when they were written together.
         assert!(seen.insert(revision));
     }
-    refused(store.as_ref(), Txn::new().created("c/0", 1).put("c/0", "y")).await;
+    refused(store.as_ref(), Txn::new().absent("c/0").put("c/0", "y")).await;
     store.txn(&Txn::new().put("", "x")).await.unwrap_err();
     assert_eq!(store.transactions() - before, 21);
 }

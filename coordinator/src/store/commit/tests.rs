@@ -131,7 +131,7 @@ async fn settled(store: &Faulty, txn: &Txn) -> TxnOutcome {
 async fn an_owner_is_told_the_truth() {
     let (_dir, inner) = embedded().await;
     for seed in 0..60 {
-        let store = Faulty::new(&inner, seed, seed % 8);
+        let store = Faulty::new(&inner, seed, 3 + seed % 7);
         let key = |name: &str| format!("{seed}/{name}");
         let (mut counter, mut range, mut summary) = (0, 0, 0);
         for step in 0..12_u64 {
@@ -191,7 +191,7 @@ async fn one_decision_wins() {
 async fn deletes_alone() {
     let (_dir, inner) = embedded().await;
     for seed in 0..40 {
-        let store = Faulty::new(&inner, seed, seed % 8);
+        let store = Faulty::new(&inner, seed, 3 + seed % 7);
         let lock = format!("locks/{seed}");
         let guard = format!("guard/{seed}");
         inner.txn(&Txn::new().put(&lock, "mine").put(&guard, "1")).await.unwrap();

@@ -28,6 +28,10 @@ enum End {
 }
 
 /// Follows the events of a key range, from stream to stream.
+///
+/// It never stops reading: a stream that isn't read fills the connection's window, and then no call
+/// gets an answer, nor a keep-alive. Events that find the channel full are dropped, and the reader is
+/// told so as soon as there is room.
 pub(super) struct Follower {
     client: WatchClient,
     kv: KvClient,
@@ -37,6 +41,8 @@ pub(super) struct Follower {
     start: Vec<u8>,
     end: Vec<u8>,
     to: mpsc::Sender<WatchEvent>,
+    /// Events were dropped, and the reader doesn't know yet.
+    behind: bool,
 }
 
 impl Follower {
@@ -50,7 +56,8 @@ impl Follower {
         to: mpsc::Sender<WatchEvent>,
     ) -> Self {
         let (start, end) = prefix_range(&watched);
-        Self { client, kv, call_timeout, prefix, start, end: end.unwrap_or_else(|| vec![0]), to }
+        let end = end.unwrap_or_else(|| vec![0]);
+        Self { client, kv, call_timeout, prefix, start, end, to, behind: false }
     }
 
     /// Runs until nobody reads the watch.
@@ -100,7 +107,18 @@ impl Follower {
             Err(failure) => return End::Broken(failure),
         };
         loop {
-            let response = match stream.message().await {
+            let message = tokio::select! {
+                // Told first: what comes after it is newer.
+                biased;
+                room = self.to.reserve(), if self.behind => {
+                    let Ok(room) = room else { return End::ReaderGone };
+                    room.send(WatchEvent::Missed(*after));
+                    self.behind = false;
+                    continue;
+                }
+                message = stream.message() => message,
+            };
+            let response = match message {
                 Ok(Some(response)) => response,
                 Ok(None) => return End::Broken(Failure::Lost("the stream was closed".into())),
                 Err(error) => return End::Broken(error.into()),
@@ -114,49 +132,44 @@ impl Follower {
             if response.created() {
                 continue;
             }
-            if self.pass_on(&response, after).await.is_err() {
+            self.pass_on(&response, after);
+            if self.to.is_closed() {
                 return End::ReaderGone;
             }
         }
     }
 
-    async fn pass_on(
-        &self,
-        response: &WatchResponse,
-        after: &mut Revision,
-    ) -> Result<(), mpsc::error::SendError<WatchEvent>> {
-        let mut last = *after;
+    fn pass_on(&mut self, response: &WatchResponse, after: &mut Revision) {
         for event in response.events() {
             let Some(kv) = event.kv() else { continue };
-            last = last.max(kv.mod_revision() as Revision);
+            *after = (*after).max(kv.mod_revision() as Revision);
+            if self.behind {
+                continue;
+            }
             let event = match event.event_type() {
                 EventType::Put => entry(&self.prefix, kv.clone()).map(WatchEvent::Put),
                 EventType::Delete => plain_key(&self.prefix, kv.key())
                     .map(|key| WatchEvent::Deleted(key, kv.mod_revision() as Revision)),
             };
             match event {
-                Ok(event) => self.to.send(event).await?,
+                Ok(event) => self.behind = self.to.try_send(event).is_err(),
                 // Not a key of ours: no other key's events may wait for it.
                 Err(failure) => tracing::warn!(?failure, "event of a foreign key"),
             }
         }
         if response.events().is_empty() {
             // A progress notice: all events up to here were sent.
-            last = last.max(revision(response.header()));
+            *after = (*after).max(revision(response.header()));
         }
-        *after = last;
-        Ok(())
     }
 
-    /// Goes on from now, after telling the reader. What it lists after it was told is newer.
+    /// Goes on from now; the reader is told. What it lists after it was told is newer.
     async fn skip(&mut self, after: &mut Revision) -> End {
         let now = GetOptions::new().with_count_only();
         match read(&self.kv, self.call_timeout, self.start.clone(), Some(now)).await {
             Ok(answer) => {
                 *after = revision(answer.header()).max(*after);
-                if self.to.send(WatchEvent::Missed(*after)).await.is_err() {
-                    return End::ReaderGone;
-                }
+                self.behind = true;
                 End::Compacted
             }
             Err(failure) => End::Broken(failure),
