@@ -12,4 +12,4 @@ pub mod node;
 mod server;
 pub mod store;
 
-// pub use server::{RunError, Server, StartError};
+pub use server::{RunError, Server, StartError};

@@ -1,1 +1,177 @@
-//! The process as one library call.
+//! The process as one library call: the binary, the command line's all-in-one and the tests use it.
+
+use crate::config::{Config, ConfigError, StoreConfig};
+use crate::error::Error;
+use crate::grpc::{self, worker::Workers};
+use crate::manifest::Objects;
+use crate::node::Node;
+use crate::store::embedded::Embedded;
+use crate::store::{RangeOptions, Store, StoreError, keys};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tranche_proto::MAX_FRAME_BYTES;
+use tranche_proto::v1::worker_service_server::WorkerServiceServer;
+
+/// Why a coordinator didn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address can't be listened on.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store, or the object storage, can't be used.
+    #[error("can't start: {0}")]
+    Node(#[from] Error),
+    /// The store didn't answer within `start_timeout`.
+    #[error("store not reached within {waited:?} (start_timeout): {last}")]
+    StoreAway {
+        /// How long it was tried.
+        waited: Duration,
+        /// The last failure.
+        last: StoreError,
+    },
+}
+
+/// Why a coordinator ended otherwise than by its shutdown.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The transport failed.
+    #[error("serving failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A coordinator that is ready to serve.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    node: Arc<Node>,
+    config: Config,
+    stop: CancellationToken,
+}
+
+impl Server {
+    /// Checks the configuration, opens the store, binds the address, takes up the batches that are there.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        config.check()?;
+        let store = open_within(&config).await?;
+        let objects = Objects::local(&config.objects_dir())?;
+        let listen = |source| StartError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let stop = CancellationToken::new();
+        let endpoint = config.endpoint(address);
+        let node = Node::start(config.clone(), endpoint, store, objects, stop.clone()).await?;
+        Ok(Self { listener, address, node: Arc::new(node), config, stop })
+    }
+
+    /// The address that it listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`; then refuses what is new, tells the workers, lets writes in flight end,
+    /// frees its batches for others, ends open streams, and returns within the configured grace.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let Self { listener, node, config, stop, .. } = self;
+        let (clients, workers, closed) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let services = grpc::routes(node.clone(), &config, &clients);
+        services.health.set(true).await;
+        let attach =
+            WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
+                .max_decoding_message_size(MAX_FRAME_BYTES)
+                .max_encoding_message_size(MAX_FRAME_BYTES);
+        let router = services.router.add_service(attach);
+        let serving = tokio::spawn(
+            router.serve_with_incoming_shutdown(grpc::incoming(listener), closed.clone().cancelled_owned()),
+        );
+        tokio::pin!(serving);
+        let early = tokio::select! {
+            result = &mut serving => Some(result),
+            () = shutdown.cancelled() => None,
+        };
+        services.health.set(false).await;
+        node.shared().dispatch.drain();
+        clients.cancel();
+        stop.cancel();
+        let grace = config.shutdown_grace;
+        let ended = tokio::time::timeout(grace, async {
+            node.stopped().await;
+            // Only now: the drivers' last acknowledgements travel on these streams.
+            workers.cancel();
+            closed.cancel();
+            services.tasks.close();
+            services.tasks.wait().await;
+            match early {
+                Some(result) => result,
+                None => (&mut serving).await,
+            }
+        })
+        .await;
+        match ended {
+            Ok(Ok(result)) => Ok(result?),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            Err(_) => {
+                tracing::warn!(?grace, "not all ended within the grace time: cut");
+                serving.abort();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Opens the store and reads from it, trying again until `start_timeout`.
+async fn open_within(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let last = match open(config).await {
+            Ok(store) => {
+                match store.range(keys::COORDINATORS, RangeOptions { limit: 1, ..Default::default() }).await {
+                    Ok(_) => return Ok(store),
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        let waited = begun.elapsed();
+        if !last.retryable() {
+            return Err(StartError::Node(last.into()));
+        }
+        if waited + pause >= config.start_timeout {
+            return Err(StartError::StoreAway { waited, last });
+        }
+        tracing::warn!(error = %last, ?waited, "store not reached yet, trying again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+async fn open(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+    match &config.store {
+        StoreConfig::Embedded { path } => Ok(Embedded::open(path).await?),
+        #[cfg(feature = "etcd")]
+        StoreConfig::Etcd { endpoints, prefix, call_timeout, .. } => {
+            use crate::store::etcd::{Etcd, EtcdConfig};
+            let mut etcd = EtcdConfig::new(endpoints.clone());
+            etcd.prefix.clone_from(prefix);
+            etcd.call_timeout = *call_timeout;
+            Ok(Etcd::connect(etcd).await?)
+        }
+        #[cfg(not(feature = "etcd"))]
+        StoreConfig::Etcd { .. } => {
+            Err(StoreError::Rejected("this build has no etcd store (feature `etcd`)".to_owned()))
+        }
+    }
+}

@@ -268,6 +268,13 @@ impl Dispatch {
         }
     }
 
+    /// Answers a worker's heartbeat.
+    pub fn heartbeat(&self, id: SessionId, number: u64) {
+        if let Some(session) = self.lock().sessions.get(&id) {
+            session.send(Frame::Ack(v1::Ack { heartbeat: number, reports: Vec::new() }));
+        }
+    }
+
     /// When a worker was last seen, on the clock that began at `origin`.
     pub fn last_seen(&self, worker: &WorkerKey, origin: Instant) -> Option<Duration> {
         let mut inner = self.lock();

@@ -11,6 +11,7 @@ pub(crate) mod page;
 pub mod status;
 pub(crate) mod validate;
 mod watch;
+pub mod worker;
 
 use crate::config::Config;
 use crate::node::Node;

@@ -124,7 +124,7 @@ struct Writer {
 impl Writer {
     async fn run(mut self, mut pushes: mpsc::Receiver<Push>) {
         if let Err(error) = self.write_all(&mut pushes).await {
-            self.durable.send_replace(Err(error));
+            drop(self.durable.send_replace(Err(error)));
         }
     }
 
@@ -144,10 +144,10 @@ impl Writer {
                         self.answered(answer)?;
                         continue;
                     }
-                    push = pushes.recv(), if room && open && left_over.is_none() => match push {
-                        Some(push) => Some(push),
-                        None => { open = false; continue }
-                    },
+                    push = pushes.recv(), if room && open && left_over.is_none() => {
+                        open = push.is_some();
+                        push
+                    }
                 }
             };
             let Some(Push { mut tasks, mut bytes, permit }) = push else { continue };

@@ -61,16 +61,14 @@ impl Node {
 
     /// The leases out of one batch or all, by batch and range.
     pub async fn leases(&self, batch: Option<&BatchKey>) -> Result<Vec<v1::Lease>, Error> {
-        let handles: Vec<(BatchKey, Handle)> = match batch {
-            None => self.shared.handles(),
-            Some(batch) => match self.shared.handle(batch) {
-                Some(handle) => vec![(batch.clone(), handle)],
-                None => {
-                    self.stored_view(batch).await?;
-                    Vec::new()
-                }
-            },
-        };
+        let mut handles: Vec<(BatchKey, Handle)> = self.shared.handles();
+        if let Some(batch) = batch {
+            handles.retain(|(key, _)| key == batch);
+            if handles.is_empty() {
+                // An error if there is no such batch; one that isn't owned here has no leases here.
+                self.stored_view(batch).await?;
+            }
+        }
         let now = self.shared.now();
         let wall = |at: Duration| {
             let from_now = i64::try_from(at.as_millis()).unwrap_or(i64::MAX)

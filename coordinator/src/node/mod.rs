@@ -130,6 +130,24 @@ impl Node {
         tokio::time::timeout(OWNER_WAIT, waiting).await.map_err(|_| Error::NotOwned { batch: batch.clone() })
     }
 
+    /// The handle of a batch that needs an owner, once it has one here; `None`: there is no such batch, or
+    /// it needs none any more. Waits as long as the store is away or the owner is elsewhere.
+    pub(crate) async fn handle_of(&self, batch: &BatchKey) -> Option<Handle> {
+        loop {
+            match self.owned(batch).await {
+                Ok(handle) => return Some(handle),
+                Err(Error::NotFound(_) | Error::WrongState { .. }) => return None,
+                Err(error) => {
+                    tracing::debug!(batch.id = %batch, %error, "waiting for the batch's owner");
+                    tokio::select! {
+                        () = tokio::time::sleep(Duration::from_millis(200)) => {}
+                        () = self.shared.stop.cancelled() => return None,
+                    }
+                }
+            }
+        }
+    }
+
     /// Seals a batch.
     pub async fn seal(&self, batch: &BatchKey, total: Option<i64>) -> Result<View, Error> {
         let handle = match self.owned(batch).await {

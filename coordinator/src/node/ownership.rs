@@ -104,8 +104,7 @@ async fn serve(
     loop {
         tokio::select! {
             () = shared.stop.cancelled() => return Ok(()),
-            lost = session.lost.wait_for(|lost| *lost) => {
-                drop(lost);
+            () = lost(session) => {
                 tracing::warn!("session with the store lost: every batch is given up and taken again");
                 return Ok(());
             }
@@ -138,6 +137,11 @@ async fn serve(
             },
         }
     }
+}
+
+async fn lost(session: &mut Session) {
+    // A sender that is gone means that the session is, too.
+    let _ = session.lost.wait_for(|lost| *lost).await;
 }
 
 fn closed() -> Error {

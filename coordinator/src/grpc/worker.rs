@@ -1,0 +1,328 @@
+//! `WorkerService.Attach`: turns a worker's frames into events, and its reports into durable ones.
+//!
+//! The loop that reads a stream never waits for a batch's driver: a store that is slow must not make a
+//! living worker look dead.
+
+use crate::dispatch::{Hello, OUTBOUND_BOUND, SessionId};
+use crate::driver::records::token_from;
+use crate::error::Error;
+use crate::node::Node;
+use crate::store::keys::BatchKey;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tranche_engine::{Event, Phase, Report, ReportError, Runs, Token, WorkerKey};
+use tranche_proto::v1::attach_request::Frame;
+use tranche_proto::v1::worker_service_server::WorkerService;
+use tranche_proto::{MAX_FAILURE_MESSAGE_BYTES, MAX_KEY_BYTES, MAX_RECEIPT_BYTES, PROTOCOL_VERSION, v1};
+
+/// How long the first frame may take.
+const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// The longest worker id, and incarnation.
+const MAX_WORKER_ID: usize = 128;
+
+/// The service.
+pub struct Workers {
+    node: Arc<Node>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Workers {
+    /// The service on this node; its streams end once `shutdown` is cancelled, their tasks are in `tasks`.
+    pub fn new(node: Arc<Node>, shutdown: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { node, shutdown, tasks }
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Workers {
+    type AttachStream = ReceiverStream<Result<v1::AttachResponse, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let peer = request.remote_addr().map(|peer| peer.to_string()).unwrap_or_default();
+        let frames = request.into_inner();
+        let (out, stream) = mpsc::channel(OUTBOUND_BOUND);
+        let (node, shutdown) = (self.node.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move {
+            if let Err(status) = serve(node, frames, peer, &out, shutdown).await {
+                // The worker may be gone, or not be reading: then there is nobody to tell.
+                let _ = out.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+async fn serve(
+    node: Arc<Node>,
+    mut frames: Streaming<v1::AttachRequest>,
+    peer: String,
+    out: &crate::dispatch::Outbound,
+    shutdown: CancellationToken,
+) -> Result<(), Status> {
+    let first = tokio::time::timeout(HELLO_WAIT, frames.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello came"))??;
+    let Some(Frame::Hello(hello)) = first.and_then(|request| request.frame) else {
+        return Err(Status::invalid_argument("the first frame must be hello"));
+    };
+    let hello = checked(hello, peer)?;
+    let worker = hello.worker.clone();
+    let config = &node.shared().config;
+    let welcome = v1::Welcome {
+        coordinator: node.shared().id.clone(),
+        protocol_version: PROTOCOL_VERSION,
+        lease_ttl: config.lease_ttl.try_into().ok(),
+        heartbeat_interval: config.heartbeat().try_into().ok(),
+    };
+    let frame = Some(v1::attach_response::Frame::Welcome(welcome));
+    let _ = out.try_send(Ok(v1::AttachResponse { frame }));
+    let (held, slots) = (hello.held.clone(), hello.slots);
+    let (id, end) = node.shared().dispatch.attach(hello, out.clone());
+    tracing::info!(worker.id = %worker.id, slots, held = held.len(), "worker attached");
+    let mut session = Attached { node: node.clone(), worker: worker.clone(), id, work: JoinSet::new() };
+    session.announce(held).await;
+    let result = loop {
+        tokio::select! {
+            frame = frames.message() => match frame {
+                Ok(Some(request)) => {
+                    node.shared().dispatch.seen(id);
+                    if let Err(status) = session.frame(request.frame) { break Err(status); }
+                }
+                Ok(None) => break Ok(()),
+                Err(status) => { tracing::debug!(worker.id = %worker.id, %status, "stream broke"); break Ok(()) }
+            },
+            () = end.cancelled() => break Err(Status::aborted("this stream was replaced, or not read")),
+            () = shutdown.cancelled() => break Err(Status::from(Error::ShuttingDown)),
+            Some(_) = session.work.join_next(), if !session.work.is_empty() => {}
+        }
+    };
+    node.shared().dispatch.detach(id);
+    tracing::info!(worker.id = %worker.id, "worker detached");
+    // What it reported before is carried through; the worker sends again what isn't acknowledged.
+    while session.work.join_next().await.is_some() {}
+    result
+}
+
+fn checked(hello: v1::Hello, peer: String) -> Result<Hello, Status> {
+    let bad = |field: &str, text: &str| Err(Status::invalid_argument(format!("hello.{field}: {text}")));
+    if hello.worker.is_empty() || hello.worker.len() > MAX_WORKER_ID {
+        return bad("worker", "must have 1 to 128 characters");
+    }
+    if hello.incarnation.is_empty() || hello.incarnation.len() > MAX_WORKER_ID {
+        return bad("incarnation", "must have 1 to 128 characters");
+    }
+    if hello.handlers.is_empty() {
+        return bad("handlers", "must name at least one");
+    }
+    if !hello.protocol_versions.contains(&PROTOCOL_VERSION) {
+        let text = format!("must contain {PROTOCOL_VERSION}, has {:?}", hello.protocol_versions);
+        return Err(Status::failed_precondition(format!("hello.protocol_versions: {text}")));
+    }
+    let mut held = Vec::with_capacity(hello.held.len());
+    for lease in &hello.held {
+        let (Some(batch), Some(token)) = (BatchKey::parse(&lease.batch), lease.token.as_ref()) else {
+            return bad("held", "each must name a batch and a token");
+        };
+        held.push((batch, token_from(token)));
+    }
+    Ok(Hello {
+        worker: WorkerKey::new(hello.worker, hello.incarnation),
+        handlers: hello.handlers,
+        slots: hello.slots,
+        labels: hello.labels,
+        held,
+        version: hello.version,
+        peer,
+    })
+}
+
+/// An attached worker's stream.
+struct Attached {
+    node: Arc<Node>,
+    worker: WorkerKey,
+    id: SessionId,
+    /// Frames on their way to batches' drivers: as many as the worker's credit makes reports.
+    work: JoinSet<()>,
+}
+
+impl Attached {
+    /// Tells every batch owned here which leases of it the worker holds. Leases of batches that nobody
+    /// knows are taken from it.
+    async fn announce(&mut self, held: Vec<(BatchKey, Token)>) {
+        let mut by_batch: HashMap<BatchKey, Vec<Token>> = HashMap::new();
+        for (batch, token) in held {
+            by_batch.entry(batch).or_default().push(token);
+        }
+        for (key, handle) in self.node.shared().handles() {
+            let held = by_batch.remove(&key).unwrap_or_default();
+            handle.event(Event::Attached { worker: self.worker.clone(), held }).await;
+        }
+        for (batch, tokens) in by_batch {
+            let (node, worker) = (self.node.clone(), self.worker.clone());
+            self.work.spawn(async move {
+                // A batch that gets its owner only now hears of the leases when it is registered.
+                if node.handle_of(&batch).await.is_none() {
+                    for token in tokens {
+                        node.shared().dispatch.revoke(&worker, &batch, token, "the batch isn't known");
+                    }
+                }
+            });
+        }
+    }
+
+    fn frame(&mut self, frame: Option<Frame>) -> Result<(), Status> {
+        let dispatch = &self.node.shared().dispatch;
+        match frame {
+            Some(Frame::Credit(credit)) => {
+                let leases = u32::try_from(credit.leases).unwrap_or(0);
+                dispatch.credit(self.id, leases, u64::try_from(credit.bytes).unwrap_or(0));
+            }
+            Some(Frame::Heartbeat(heartbeat)) => dispatch.heartbeat(self.id, heartbeat.number),
+            Some(Frame::Report(report)) => {
+                let (batch, token) = batch_and_token(&report.batch, report.token.as_ref())?;
+                let (node, worker) = (self.node.clone(), self.worker.clone());
+                self.work.spawn(async move { settle(&node, worker, batch, token, report).await });
+            }
+            Some(Frame::Release(release)) => {
+                let (batch, token) = batch_and_token(&release.batch, release.token.as_ref())?;
+                dispatch.freed(&self.worker, token);
+                self.tell(batch, Event::Release { worker: self.worker.clone(), token });
+            }
+            Some(Frame::PhaseAck(ack)) => {
+                let batch = batch_of(&ack.batch)?;
+                self.tell(batch, Event::PhaseAck { worker: self.worker.clone() });
+            }
+            Some(Frame::Hello(_)) => return Err(Status::invalid_argument("hello came twice")),
+            // A newer peer's frame: to pass over it could mean anything.
+            None => return Err(Status::unimplemented("unknown frame")),
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, batch: BatchKey, event: Event) {
+        let node = self.node.clone();
+        self.work.spawn(async move {
+            if let Some(handle) = node.shared().handle(&batch) {
+                handle.event(event).await;
+            }
+        });
+    }
+}
+
+fn batch_of(name: &str) -> Result<BatchKey, Status> {
+    BatchKey::parse(name).ok_or_else(|| Status::invalid_argument(format!("batch: {name:?} is no batch name")))
+}
+
+fn batch_and_token(name: &str, token: Option<&v1::Token>) -> Result<(BatchKey, Token), Status> {
+    let token = token.ok_or_else(|| Status::invalid_argument("token: is required"))?;
+    Ok((batch_of(name)?, token_from(token)))
+}
+
+/// Brings a report to its batch. Until it is acknowledged the worker keeps it, so whatever fails here is
+/// tried again with the next stream.
+async fn settle(node: &Node, worker: WorkerKey, batch: BatchKey, token: Token, report: v1::Report) {
+    let answer = |result: v1::report_ack::Result, message: String| v1::ReportAck {
+        token: report.token,
+        result: result.into(),
+        message,
+    };
+    let dispatch = &node.shared().dispatch;
+    let event = match decoded(&worker, token, &report) {
+        Ok(event) => event,
+        Err(message) => {
+            dispatch.ack(&worker, answer(v1::report_ack::Result::Invalid, message));
+            return;
+        }
+    };
+    let Some(handle) = node.handle_of(&batch).await else {
+        dispatch.ack(&worker, answer(v1::report_ack::Result::UnknownBatch, String::new()));
+        return;
+    };
+    let mut event = event;
+    if !report.failures.is_empty() {
+        // The details must be durable before the transaction that counts them.
+        let first = report.failures.iter().map(|f| f.sequence.cast_unsigned()).min().unwrap_or(0);
+        let failures = report.failures.iter().map(bounded).collect();
+        let objects = &node.shared().objects;
+        let mut pause = Duration::from_millis(100);
+        let object = loop {
+            let token = (token.epoch.0, token.counter);
+            match objects.write_failures(&batch, first, token, Vec::clone(&failures)).await {
+                Ok(object) => break object,
+                Err(error) => {
+                    tracing::warn!(batch.id = %batch, %error, "failures not written yet");
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
+                        () = node.shared().stop.cancelled() => return,
+                    }
+                }
+            }
+        };
+        event.failure_object = Some(object);
+    }
+    handle.event(Event::Report(event)).await;
+}
+
+fn bounded(failure: &v1::TaskFailure) -> v1::TaskFailure {
+    v1::TaskFailure {
+        sequence: failure.sequence,
+        key: cut(&failure.key, MAX_KEY_BYTES),
+        code: cut(&failure.code, 64),
+        message: cut(&failure.message, MAX_FAILURE_MESSAGE_BYTES),
+    }
+}
+
+fn cut(text: &str, most: usize) -> String {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+fn decoded(worker: &WorkerKey, token: Token, report: &v1::Report) -> Result<Report, String> {
+    let phase = match report.phase() {
+        v1::Phase::Stage => Phase::Stage,
+        v1::Phase::Commit => Phase::Commit,
+        v1::Phase::Rollback => Phase::Rollback,
+        v1::Phase::Publish => Phase::Publish,
+        v1::Phase::Sweep => Phase::Sweep,
+        v1::Phase::Unspecified => return Err(format!("phase: unknown value {}", report.phase)),
+    };
+    if report.receipt.len() > MAX_RECEIPT_BYTES {
+        return Err(format!("receipt: {} bytes, at most {MAX_RECEIPT_BYTES}", report.receipt.len()));
+    }
+    let whole =
+        |field: &str, value: i64| u64::try_from(value).map_err(|_| format!("{field}: {value} is negative"));
+    let mut numbers = Vec::with_capacity(report.failures.len());
+    for failure in &report.failures {
+        numbers.push(whole("failures.sequence", failure.sequence)?);
+    }
+    let failed: Runs = numbers.iter().copied().collect();
+    if failed.count() != numbers.len() as u64 {
+        return Err("failures: a sequence number is there twice".to_owned());
+    }
+    Ok(Report {
+        worker: worker.clone(),
+        token,
+        phase,
+        done: whole("done", report.done)?,
+        failed,
+        failure_object: None,
+        receipt: report.receipt.to_vec(),
+        error: (!report.error.is_empty()).then(|| ReportError(cut(&report.error, MAX_FAILURE_MESSAGE_BYTES))),
+        residue: whole("residue", report.residue)?,
+        elapsed: report.elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default(),
+    })
+}
