@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tranche_coordinator::store::etcd::{Etcd, EtcdConfig};
 
 /// How long a server may take until it answers: several start at once on a busy machine.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 /// How often a start is tried: another process may take a port between the choice and the start.
 const START_ATTEMPTS: usize = 5;
 /// Starts the server, tells its process id, and kills it when the input ends.

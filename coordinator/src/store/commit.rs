@@ -86,7 +86,7 @@ async fn attempt(store: &dyn Store, txn: &Txn, doubt: &mut Option<String>) -> Re
     }
     let answer = store.txn(txn).await;
     match answer {
-        Ok(TxnOutcome::Applied(_)) => return answer,
+        Ok(TxnOutcome::Applied(_)) | Err(StoreError::Unavailable(_)) => return answer,
         // A change that wasn't made is not in doubt.
         Err(StoreError::Unknown(message)) if txn.ops.is_empty() => {
             return Err(StoreError::Unavailable(message));
@@ -95,7 +95,6 @@ async fn attempt(store: &dyn Store, txn: &Txn, doubt: &mut Option<String>) -> Re
             *doubt = Some(message.clone());
             return answer;
         }
-        Err(StoreError::Unavailable(_)) => return answer,
         Ok(TxnOutcome::Refused) | Err(_) if doubt.is_none() => return answer,
         Ok(TxnOutcome::Refused) | Err(_) => {}
     }

@@ -22,7 +22,7 @@ async fn a_new_process_finds_all_but_the_sessions() {
     let (entry, last);
     {
         let store = embedded(dir.path()).await;
-        let session = store.session(Duration::from_secs(60)).await.unwrap();
+        let session = store.session(Duration::from_mins(1)).await.unwrap();
         put(store.as_ref(), "a", "1").await;
         put(store.as_ref(), "a", "2").await;
         applied(store.as_ref(), Txn::new().put_held("lock", "me", session.id).put("b", "3")).await;
@@ -152,7 +152,7 @@ fn text(value: &[u8]) -> &str {
 async fn acknowledging_child() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
     let store = embedded(Path::new(&dir)).await;
-    let session = store.session(Duration::from_secs(60)).await.unwrap();
+    let session = store.session(Duration::from_mins(1)).await.unwrap();
     applied(store.as_ref(), Txn::new().absent("held").put_held("held", "x", session.id)).await;
     let writers = (0..WRITERS).map(|writer| {
         let store = Arc::clone(&store);

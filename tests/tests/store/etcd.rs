@@ -61,7 +61,7 @@ async fn killed_and_restarted_nothing_is_lost() {
 async fn a_session_survives_a_short_outage() {
     let mut server = EtcdServer::start().await;
     let store = server.store("/t/").await;
-    let session = store.session(Duration::from_secs(60)).await.unwrap();
+    let session = store.session(Duration::from_mins(1)).await.unwrap();
     let other = store.session(Duration::from_secs(2)).await.unwrap();
     applied(store.as_ref(), Txn::new().put_held("long", "1", session.id)).await;
     server.kill();
@@ -111,7 +111,7 @@ async fn nothing_waits_for_a_server_that_stands_still() {
     assert_eq!(get(store.as_ref(), "k").await.create_revision, revision);
     until_gone(store.as_ref(), "held").await;
     // The watch saw both, in either order.
-    let mut events = vec![next(&mut watch).await, next(&mut watch).await];
+    let mut events = [next(&mut watch).await, next(&mut watch).await];
     events.sort_by_key(|event| matches!(event, WatchEvent::Deleted(..)));
     assert_eq!(events[0], WatchEvent::Put(get(store.as_ref(), "k").await));
     assert!(matches!(&events[1], WatchEvent::Deleted(key, _) if key == "held"));

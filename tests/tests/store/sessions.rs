@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tranche_coordinator::store::{RangeOptions, SessionId, Store, StoreError, Txn, WatchEvent};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 /// About the shortest that etcd takes.
 const SHORT: Duration = Duration::from_secs(2);
 

@@ -11,7 +11,7 @@ use tranche_coordinator::store::{
 };
 
 /// Long enough for anything on a busy machine; nothing takes that long unless it is broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) async fn embedded(dir: &Path) -> Arc<Embedded> {
     Embedded::open(dir).await.unwrap()

@@ -12,7 +12,7 @@ const QUICK: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_micros(1))
     .with_max_delay(Duration::from_micros(50))
     .without_max_times();
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A small generator of the test's own (xorshift64*), so that a seed is a run.
 struct Dice(u64);

@@ -41,7 +41,7 @@ use watch::Follower;
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Entries read at a time, when all are asked for.
-const PAGE: usize = 256;
+const PAGE: i64 = 256;
 /// The largest answer: a page of the largest values that etcd takes (1.5 MiB) with room to spare. The
 /// client's own default, 4 MiB, is less than what a watch can get at once.
 const MAX_ANSWER_BYTES: usize = 512 * 1024 * 1024;
@@ -179,14 +179,12 @@ impl Etcd {
             return Ok(page);
         }
         loop {
-            let wanted = match options.limit {
-                0 => PAGE,
-                limit => PAGE.min(limit - page.entries.len()),
-            };
+            let left = if options.limit == 0 { usize::MAX } else { options.limit - page.entries.len() };
+            let wanted = i64::try_from(left).map_or(PAGE, |left| left.min(PAGE));
             let mut get = GetOptions::new()
                 .with_range(end.clone())
-                .with_limit(wanted as i64)
-                .with_revision(page.revision as i64);
+                .with_limit(wanted)
+                .with_revision(page.revision.cast_signed());
             if options.descending {
                 get = get.with_sort(SortTarget::Key, SortOrder::Descend);
             }
@@ -304,12 +302,16 @@ impl Store for Etcd {
             .compares
             .iter()
             .map(|compare| match compare {
-                Compare::Created(key, revision) => {
-                    etcd_client::Compare::create_revision(self.key(key), CompareOp::Equal, *revision as i64)
-                }
-                Compare::Modified(key, revision) => {
-                    etcd_client::Compare::mod_revision(self.key(key), CompareOp::Equal, *revision as i64)
-                }
+                Compare::Created(key, revision) => etcd_client::Compare::create_revision(
+                    self.key(key),
+                    CompareOp::Equal,
+                    revision.cast_signed(),
+                ),
+                Compare::Modified(key, revision) => etcd_client::Compare::mod_revision(
+                    self.key(key),
+                    CompareOp::Equal,
+                    revision.cast_signed(),
+                ),
             })
             .collect();
         let ops: Vec<_> = txn

@@ -97,7 +97,7 @@ impl Follower {
     async fn stream(&mut self, after: &mut Revision) -> End {
         let options = WatchOptions::new()
             .with_range(self.end.clone())
-            .with_start_revision(*after as i64 + 1)
+            .with_start_revision(after.cast_signed() + 1)
             // Moves on a watch that sees no events, so that compaction doesn't overtake it.
             .with_progress_notify();
         let made = limited(self.call_timeout, self.client.watch(self.start.clone(), Some(options))).await;
