@@ -194,12 +194,11 @@ impl Driver {
         let mut report_uri = self.ledger.report_uri.clone();
         if write.report {
             let known = decision.as_ref().or(self.ledger.decision.as_ref());
-            let report = report::build(&self.key, &self.spec, &write.state, known, &self.shared.id);
             let mut pause = Duration::from_millis(100);
             // The batch can't end without its report; a storage that is full or away for a while only
             // delays it.
             report_uri = loop {
-                match self.shared.objects.write_report(&self.key, &report).await {
+                match self.write_report(&write, known).await {
                     Ok(uri) => break uri,
                     Err(error) => {
                         tracing::warn!(batch.id = %self.key, %error, "completion report not written yet");
@@ -214,6 +213,16 @@ impl Driver {
         self.ledger.report_uri.clone_from(&report_uri);
         let txn = Arc::new(self.ledger.transaction(&write, decision.as_ref()));
         Ok(InFlight { write, decision, txn, report_uri })
+    }
+
+    async fn write_report(
+        &self,
+        write: &Write,
+        decision: Option<&v1::DecisionRecord>,
+    ) -> Result<String, Error> {
+        let (failures, _) = self.shared.failures(&self.key, 0, report::FAILURES).await?;
+        let report = report::build(&self.key, &self.spec, &write.state, decision, &self.shared.id, &failures);
+        self.shared.objects.write_report(&self.key, &report).await
     }
 
     fn send(&self, flight: &InFlight) -> Pin<Box<dyn Future<Output = Written> + Send>> {

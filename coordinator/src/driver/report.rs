@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use tranche_engine::StateRecord;
 use tranche_proto::v1;
 
+/// Failures in a report, at most; ListFailures has them all.
+pub(super) const FAILURES: usize = 1000;
+
 /// Builds the report of a batch that becomes final. Counts are of tasks, times in milliseconds since 1970.
 pub(super) fn build(
     key: &BatchKey,
@@ -12,6 +15,7 @@ pub(super) fn build(
     state: &StateRecord,
     decision: Option<&v1::DecisionRecord>,
     coordinator: &str,
+    failures: &[v1::TaskFailure],
 ) -> Value {
     let batch = spec.batch.clone().unwrap_or_default();
     let target = batch.targets.first().cloned().unwrap_or_default();
@@ -41,5 +45,15 @@ pub(super) fn build(
         "decideTimeMs": state.decide_time_ms,
         "endTimeMs": state.end_time_ms,
         "coordinator": coordinator,
+        // The first ones; `counters.failed` says how many there are.
+        "failures": failures
+            .iter()
+            .map(|failure| json!({
+                "sequence": failure.sequence,
+                "key": failure.key,
+                "code": failure.code,
+                "message": failure.message,
+            }))
+            .collect::<Vec<_>>(),
     })
 }

@@ -1,6 +1,6 @@
 //! ListFailures: from the range records and the objects with their details.
 
-use super::Node;
+use super::{Node, Shared};
 use crate::driver::{ledger, records};
 use crate::error::Error;
 use crate::store::RangeOptions;
@@ -20,7 +20,19 @@ impl Node {
         after: u64,
         limit: usize,
     ) -> Result<(Vec<v1::TaskFailure>, Option<u64>), Error> {
-        let store = &*self.shared.store;
+        self.shared.failures(batch, after, limit).await
+    }
+}
+
+impl Shared {
+    /// See [`Node::failures`].
+    pub(crate) async fn failures(
+        &self,
+        batch: &BatchKey,
+        after: u64,
+        limit: usize,
+    ) -> Result<(Vec<v1::TaskFailure>, Option<u64>), Error> {
+        let store = &*self.store;
         if store.get(&keys::state(batch)).await?.is_none() {
             return Err(Error::NotFound(batch.clone()));
         }
@@ -70,7 +82,7 @@ impl Node {
         let failed = records::failed_runs(range);
         let mut all: BTreeMap<i64, v1::TaskFailure> = BTreeMap::new();
         for object in &range.failure_objects {
-            for failure in self.shared.objects.read_failures(object).await? {
+            for failure in self.objects.read_failures(object).await? {
                 if failed.contains(failure.sequence.cast_unsigned()) {
                     all.insert(failure.sequence, failure);
                 }
@@ -106,7 +118,7 @@ impl Node {
     /// The keys of these tasks, from the manifest.
     async fn keys_of(&self, batch: &BatchKey, numbers: &[u64]) -> Result<Vec<(u64, String)>, Error> {
         let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else { return Ok(Vec::new()) };
-        let store = &*self.shared.store;
+        let store = &*self.store;
         let prefix = keys::segments(batch);
         let from = RangeOptions { limit: 1, after: Some(keys::segment(batch, first + 1)), descending: true };
         let mut segments = Vec::new();
@@ -123,7 +135,7 @@ impl Node {
             entries = store.range(&prefix, options).await?.entries;
         }
         let runs: Vec<(u64, u64)> = numbers.iter().map(|number| (*number, *number)).collect();
-        let tasks = self.shared.objects.read_tasks(&segments, &runs).await?;
+        let tasks = self.objects.read_tasks(&segments, &runs).await?;
         Ok(numbers.iter().copied().zip(tasks.into_iter().map(|task| task.key)).collect())
     }
 }

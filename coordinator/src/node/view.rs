@@ -68,6 +68,7 @@ impl View {
             end_time: timestamp(state.end_time_ms),
             report_uri: state.report_uri.clone(),
             status_message: self.live.message.clone(),
+            swept: state.swept,
             ..self.spec.batch.clone().unwrap_or_default()
         }
     }

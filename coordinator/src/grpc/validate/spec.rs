@@ -70,6 +70,7 @@ fn spec(batch: v1::Batch, known: &[String], problems: &mut Problems) -> v1::Batc
         end_time: _,
         report_uri: _,
         status_message: _,
+        swept: _,
     } = batch;
     match targets.as_slice() {
         [one] => target(one, known, problems),
