@@ -339,3 +339,6 @@ impl Inner {
         session.end.cancel();
     }
 }
+
+#[cfg(test)]
+mod tests;
