@@ -139,7 +139,8 @@ impl Machine {
         let lapse = leases.map(|held| held.alive + self.links[held.link].ttl).min();
         let heartbeat = self.links.iter().filter_map(|link| link.attached().map(|a| a.next_heartbeat)).min();
         let dead = self.links.iter().filter_map(Link::dead_at).min();
-        [lapse, heartbeat, dead, self.shutdown].into_iter().flatten().min()
+        let drained = self.shutdown.filter(|_| !self.exited);
+        [lapse, heartbeat, dead, drained].into_iter().flatten().min()
     }
 
     /// Leases that hold a slot now, the cancelled ones that didn't stop yet too.

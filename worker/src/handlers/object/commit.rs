@@ -4,6 +4,7 @@ use super::attempt::{self, Receipt, TREE};
 use super::fail::disk;
 use super::index;
 use super::places::{decided, open_inside, split};
+use super::sync::Sync;
 use super::target::Roots;
 use crate::handler::HandlerError;
 use crate::lease::{Attempt, CommitLease, contains, count};
@@ -21,9 +22,9 @@ pub(super) fn commit(lease: &CommitLease, roots: &Roots) -> Result<u64, HandlerE
     let batch = Dir::open_ambient_dir(&batch_path, ambient_authority())
         .map_err(disk("opening the staged batch", batch_path.display()))?;
     std::fs::create_dir_all(&located.library).map_err(disk("making", located.library.display()))?;
-    // Opened before anything is moved, so that its sync tells of everything that failed since.
     let library = Dir::open_ambient_dir(&located.library, ambient_authority())
         .map_err(disk("opening", located.library.display()))?;
+    let sync = Sync::open(&library, "the library")?;
     let mut moved = Vec::new();
     for won in lease.attempts.iter().filter(|attempt| !attempt.runs.is_empty()) {
         let name = won.token.to_string();
@@ -37,8 +38,7 @@ pub(super) fn commit(lease: &CommitLease, roots: &Roots) -> Result<u64, HandlerE
     }
     if !moved.is_empty() {
         // Staging is on the library's file system, so this makes both ends of the renames durable.
-        let synced = rustix::fs::syncfs(&library);
-        synced.map_err(|error| disk("syncing", located.library.display())(error.into()))?;
+        sync.file_system()?;
     }
     for dir in &moved {
         attempt::mark_committed(dir)?;

@@ -32,6 +32,7 @@ mod places;
 mod publish;
 mod remove;
 mod stage;
+mod sync;
 mod target;
 #[cfg(test)]
 mod tests;

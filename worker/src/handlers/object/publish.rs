@@ -5,6 +5,7 @@ use super::fail::disk;
 use super::index;
 use super::key::RESERVED;
 use super::places::{batch_dir_name, decided, make_batch_dir};
+use super::sync::Sync;
 use super::target::Roots;
 use crate::handler::HandlerError;
 use crate::lease::{BatchInfo, Range, contains};
@@ -38,10 +39,8 @@ pub(super) fn publish(batch: &BatchInfo, roots: &Roots) -> Result<(), HandlerErr
         }
         written?;
     }
-    for dir in [&manifests, &library] {
-        rustix::fs::fsync(dir).map_err(|error| disk("syncing", &name)(error.into()))?;
-    }
-    Ok(())
+    Sync::open(&manifests, RESERVED)?.names()?;
+    Sync::open(&library, "the library")?.names()
 }
 
 #[derive(Serialize)]

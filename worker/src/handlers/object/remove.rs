@@ -3,6 +3,7 @@
 use super::attempt::TREE;
 use super::fail::disk;
 use super::places::batch_dir_name;
+use super::sync::Sync;
 use super::target::{Located, Roots, Target};
 use crate::handler::HandlerError;
 use crate::lease::{BatchInfo, RollbackLease};
@@ -14,10 +15,11 @@ use std::io;
 pub(super) fn rollback(lease: &RollbackLease, roots: &Roots) -> Result<u64, HandlerError> {
     let names: Vec<String> = lease.attempts.iter().map(|attempt| attempt.token.to_string()).collect();
     if let Some((_, batch)) = staged(&lease.batch, roots, &names)? {
+        let sync = Sync::open(&batch, "staging")?;
         for name in &names {
             remove(&batch, name)?;
         }
-        sync(&batch)?;
+        sync.file_system()?;
     }
     Ok(lease.range.len())
 }
@@ -36,8 +38,9 @@ pub(super) fn sweep(batch: &BatchInfo, roots: &Roots) -> Result<u64, HandlerErro
     }
     let staging = Dir::open_ambient_dir(&located.staging, ambient_authority())
         .map_err(disk("opening", located.staging.display()))?;
+    let sync = Sync::open(&staging, "staging")?;
     remove(&staging, id)?;
-    sync(&staging)?;
+    sync.file_system()?;
     // Not if another batch is in it, or has removed it.
     if std::fs::remove_dir(&located.staging).is_ok()
         && let Some(around) = &located.around
@@ -85,10 +88,6 @@ fn remove(dir: &Dir, name: &str) -> Result<(), HandlerError> {
             Err(error) => return Err(disk("removing", name)(error)),
         }
     }
-}
-
-fn sync(dir: &Dir) -> Result<(), HandlerError> {
-    rustix::fs::syncfs(dir).map_err(|error| disk("syncing", "staging")(error.into()))
 }
 
 /// Files below a folder, however deep; without recursion, and never following a link.

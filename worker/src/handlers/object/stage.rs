@@ -6,6 +6,7 @@ use super::fail::{StageError, TaskFail, disk, escapes};
 use super::index::{self, Entry};
 use super::key::{Wanted, check_key};
 use super::places::{Places, open_inside, split};
+use super::sync::Sync;
 use super::target::Target;
 use crate::handler::{HandlerError, Progress, Staged, TaskFailure};
 use crate::lease::{StageLease, StageTask};
@@ -38,7 +39,7 @@ struct Stager<'a> {
     places: &'a Places,
     target: &'a Target,
     cancel: &'a CancellationToken,
-    /// Opened before anything is written, so that its sync tells of every write that failed since.
+    sync: Sync,
     attempt: Dir,
     tree: Dir,
     copier: Copier<'a>,
@@ -63,10 +64,11 @@ impl<'a> Stager<'a> {
         }
         places.batch.create_dir(name).map_err(disk("making", name))?;
         let attempt = places.batch.open_dir(name).map_err(disk("opening", name))?;
+        let sync = Sync::open(&attempt, name)?;
         attempt.create_dir(TREE).map_err(disk("making", TREE))?;
         let tree = attempt.open_dir(TREE).map_err(disk("opening", TREE))?;
         let copier = Copier::new(cancel);
-        Ok(Self { places, target, cancel, attempt, tree, copier, folder: None, checked: None })
+        Ok(Self { places, target, cancel, sync, attempt, tree, copier, folder: None, checked: None })
     }
 
     fn run(mut self, lease: &StageLease, progress: &Progress) -> Result<Staged, HandlerError> {
@@ -92,7 +94,7 @@ impl<'a> Stager<'a> {
             return Err(HandlerError::Cancelled);
         }
         // One sync for all: files, folders and the index.
-        rustix::fs::syncfs(&self.attempt).map_err(|error| disk("syncing", TREE)(error.into()))?;
+        self.sync.file_system()?;
         let receipt = Receipt { index: index.to_hex().to_string() };
         let receipt = serde_json::to_vec(&receipt).map_err(|e| disk("writing", "the receipt")(e.into()))?;
         Ok(Staged { failures, receipt: Bytes::from(receipt) })
