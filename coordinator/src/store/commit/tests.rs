@@ -165,6 +165,26 @@ async fn an_owner_is_told_the_truth() {
     }
 }
 
+/// A record that is written again with the same bytes: what was there before isn't taken for ours.
+#[tokio::test]
+async fn the_same_bytes_again() {
+    let (_dir, inner) = embedded().await;
+    for seed in 0..40 {
+        let store = Faulty::new(&inner, seed, 2 + seed % 8);
+        let key = format!("same/{seed}");
+        let mut seen = 0;
+        for step in 0..8 {
+            let txn = Txn::new().modified(&key, seen).put(&key, "same");
+            let TxnOutcome::Applied(revision) = settled(&store, &txn).await else {
+                panic!("seed {seed} step {step}: refused, with nobody else writing");
+            };
+            assert!(revision > seen, "seed {seed} step {step}");
+            assert_eq!(inner.get(&key).await.unwrap().unwrap().mod_revision, revision);
+            seen = revision;
+        }
+    }
+}
+
 /// Of several that decide at once, exactly one is told that it won, and it is the one recorded.
 #[tokio::test]
 async fn one_decision_wins() {
