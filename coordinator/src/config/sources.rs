@@ -16,6 +16,9 @@ use std::time::Duration;
 /// What the names of our environment variables begin with.
 pub const ENV_PREFIX: &str = "TRANCHE_COORDINATOR_";
 
+/// The variable that names the file; no field.
+const CONFIG_ENV: &str = "TRANCHE_COORDINATOR_CONFIG";
+
 /// Values as text, by field name. A list's elements are separated by commas.
 pub type Texts = BTreeMap<&'static str, String>;
 
@@ -95,6 +98,10 @@ pub(super) fn load(
         reader.add_file(path);
     }
     for (name, text) in env {
+        // The binary's own: where the file is.
+        if name == CONFIG_ENV {
+            continue;
+        }
         if let Some(tail) = name.strip_prefix(ENV_PREFIX) {
             let known = FIELDS.iter().find(|field| field.name.to_ascii_uppercase() == tail);
             reader.add(known, name, text);

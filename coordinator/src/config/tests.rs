@@ -29,7 +29,9 @@ fn fields(error: &ConfigError) -> Vec<&str> {
 
 #[test]
 fn nothing_given_is_the_documented_default() {
-    let config = load(None, &[("PATH", "/bin"), ("TRANCHE_WORKER_X", "1")], &[]).expect("right");
+    let config =
+        load(None, &[("PATH", "/bin"), ("TRANCHE_WORKER_X", "1"), ("TRANCHE_COORDINATOR_CONFIG", "f")], &[])
+            .expect("right");
     assert_eq!(config, Config::default());
     assert_eq!(config.listen.to_string(), "127.0.0.1:7070");
     assert_eq!(config.heartbeat(), Duration::from_millis(2500));
