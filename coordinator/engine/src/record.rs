@@ -186,6 +186,10 @@ pub struct InlineFailure {
     pub message: String,
 }
 
+/// Lost attempts that a range remembers. What older ones left is found by the sweep, which asks for no
+/// tokens.
+const MAX_LOSERS: usize = 256;
+
 /// One range, from its first lease on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeRecord {
@@ -197,7 +201,7 @@ pub struct RangeRecord {
     pub lease: Option<Lease>,
     /// The attempts that count.
     pub winners: Vec<Winner>,
-    /// Tokens of attempts that don't; something may be staged under them.
+    /// Tokens of attempts that don't, the newest 256; something may be staged under them.
     pub losers: Vec<Token>,
     /// The tasks that failed.
     pub failed_runs: Runs,
@@ -249,8 +253,16 @@ impl RangeRecord {
     /// The lease was lost, or didn't count: something may be staged under its token.
     pub(crate) fn drop_lease(&mut self) {
         if let Some(lease) = self.lease.take() {
-            self.losers.push(lease.token);
+            self.lose(lease.token);
         }
+    }
+
+    /// Something may be staged under this token, and it doesn't count.
+    pub(crate) fn lose(&mut self, token: Token) {
+        if self.losers.len() >= MAX_LOSERS {
+            self.losers.remove(0);
+        }
+        self.losers.push(token);
     }
 
     /// About how many bytes the record takes.

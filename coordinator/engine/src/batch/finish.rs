@@ -113,8 +113,17 @@ impl Batch {
         attempt: u32,
         now: Now,
     ) {
-        self.leases
-            .insert(token, LiveLease { worker: worker.clone(), run, phase, attempt, granted_at: now.at });
+        self.leases.insert(
+            token,
+            LiveLease {
+                worker: worker.clone(),
+                run,
+                phase,
+                attempt,
+                granted_at: now.at,
+                sent_at: Some(now.at),
+            },
+        );
         self.out.push(Command::Grant(Grant {
             worker: worker.clone(),
             token,
@@ -137,7 +146,7 @@ impl Batch {
             self.message = format!("{phase:?} of {}-{} by {}: {}", first, lease.run.last, worker.id, error.0);
             let ready_at = now.at + self.settings.pause(lease.attempt);
             self.finish.push_back(Waiting { first, ready_at, attempt: lease.attempt + 1 });
-            self.out.push(Command::Ack { worker, token, result: ReportResult::Durable });
+            self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
             return;
         }
         let range = self.records.ranges.get_mut(&first).expect("a leased range is there");
@@ -161,7 +170,7 @@ impl Batch {
             self.message = format!("{phase:?} by {}: {}", worker.id, error.0);
             let ready_at = now.at + self.settings.pause(lease.attempt);
             self.closing = Closing::Ready { phase, ready_at, attempt: lease.attempt + 1 };
-            self.out.push(Command::Ack { worker, token, result: ReportResult::Durable });
+            self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
             return;
         }
         self.message.clear();
@@ -197,6 +206,10 @@ impl Batch {
             return;
         }
         let nothing_leased = self.records.cutoff.cutoff == 0;
+        if nothing_leased && self.dirty.any() {
+            // It was decided in this very step: a state isn't skipped.
+            return;
+        }
         let done = match self.records.state.state {
             State::Committing if self.records.state.published || nothing_leased => {
                 self.records.state.published = true;
@@ -216,7 +229,13 @@ impl Batch {
     }
 
     pub(super) fn advance_final(&mut self, now: Now) {
-        if self.records.state.swept || self.dirty.any() {
+        if self.dirty.any() {
+            return;
+        }
+        if self.records.state.swept {
+            // All is done, and yet it was taken over: nothing is left but to give the lock back.
+            self.dirty.release = true;
+            self.after.push(Command::Ended);
             return;
         }
         let swept = self.records.state.state == State::RolledBack

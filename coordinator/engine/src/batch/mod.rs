@@ -18,9 +18,12 @@ use workers::WorkerState;
 /// Records of one write, at most: with the state, the cut-off, the decision and the lock they stay
 /// below the store's 128 operations.
 const WRITE_RECORDS: usize = 100;
-/// Bytes of one write, about, at most: below etcd's request limit of 1.5 MiB with room for one more
-/// record of the largest kind.
+/// Bytes of one write, about, at most: below etcd's request limit of 1.5 MiB with room for two more
+/// records of the largest kind.
 const WRITE_BYTES: usize = 512 * 1024;
+/// Bytes of one range's record, about, at most: a write that is nearly full still takes two of them, the
+/// halves of a split. An attempt that would make it larger doesn't count.
+const RECORD_BYTES: usize = 384 * 1024;
 /// How long tasks of a batch that isn't sealed may wait for more, before a small lease is made of them.
 const LINGER: Duration = Duration::from_millis(20);
 
@@ -76,6 +79,9 @@ struct LiveLease {
     phase: Phase,
     attempt: u32,
     granted_at: Duration,
+    /// When its worker could first know of it; `None`: its write isn't durable yet. Zero: another owner
+    /// sent it.
+    sent_at: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +106,8 @@ struct Dirty {
     report: bool,
     release: bool,
     segments: BTreeSet<u64>,
-    ranges: BTreeSet<u64>,
+    /// With the bytes that each was counted with.
+    ranges: BTreeMap<u64, usize>,
     folded: Vec<u64>,
     bytes: usize,
 }
@@ -132,6 +139,9 @@ pub struct Batch {
     records: Records,
 
     inbox: VecDeque<(Now, Event)>,
+    /// Somebody else's decision. It stands already, so it is worked in before anything that came earlier:
+    /// nothing may be granted or counted beside it.
+    heard: Option<Decision>,
     /// Events that are worked into the write in flight, so that a refused write loses none of them.
     unsettled: Vec<(Now, Event)>,
     out: Vec<Command>,
@@ -164,6 +174,7 @@ impl Batch {
             settings,
             records,
             inbox: VecDeque::new(),
+            heard: None,
             unsettled: Vec::new(),
             out: Vec::new(),
             after: Vec::new(),
@@ -185,7 +196,7 @@ impl Batch {
 
     /// Makes the volatile part from the records.
     fn take_up(&mut self, now: Now) {
-        self.leases.clear();
+        let before = std::mem::take(&mut self.leases);
         self.again.clear();
         self.finish.clear();
         self.closing = Closing::Idle;
@@ -205,11 +216,14 @@ impl Batch {
                             phase: Phase::Stage,
                             attempt: range.losses,
                             granted_at: now.at,
+                            sent_at: Some(
+                                before.get(&lease.token).and_then(|l| l.sent_at).unwrap_or(Duration::ZERO),
+                            ),
                         },
                     );
                 }
                 None => {
-                    self.again.push_back(Waiting { first: *first, ready_at: now.at, attempt: range.losses })
+                    self.again.push_back(Waiting { first: *first, ready_at: now.at, attempt: range.losses });
                 }
             }
         }
@@ -235,7 +249,10 @@ impl Batch {
 
     /// Takes in an event. It is worked in at the next [`Batch::step`] without a write in flight.
     pub fn push(&mut self, event: Event, now: Now) {
-        self.inbox.push_back((now, event));
+        match event {
+            Event::Decided(decision) => self.heard = Some(decision),
+            event => self.inbox.push_back((now, event)),
+        }
     }
 
     /// A worker is alive.
@@ -245,19 +262,35 @@ impl Batch {
         }
     }
 
-    /// Works in what gathered. While a write is in flight nothing happens.
+    /// Works in what gathered, as much as one write holds. While a write is in flight nothing happens.
+    /// After [`Batch::written`] and [`Batch::reload`] it must be called again, also without a new event:
+    /// what is to be done may take several writes.
     pub fn step(&mut self, now: Now) -> Step {
-        if self.in_flight || self.ended {
+        if self.ended {
+            // Calls that came while the last write was in flight are answered; nothing of them is written.
+            while let Some((at, event)) = self.inbox.pop_front() {
+                self.work_in(at, event, now);
+            }
+            self.unsettled.clear();
+            self.out.append(&mut self.after);
             return Step { commands: std::mem::take(&mut self.out), write: None };
         }
+        if self.in_flight {
+            return Step { commands: std::mem::take(&mut self.out), write: None };
+        }
+        if let Some(decision) = self.heard.take() {
+            self.decided(decision, now);
+        }
         self.expire(now);
-        self.pump_retry();
+        self.pump_retry(now);
         while !self.dirty.full() {
             let Some((at, event)) = self.inbox.pop_front() else { break };
             self.work_in(at, event, now);
         }
         self.advance(now);
-        Step { commands: std::mem::take(&mut self.out), write: self.take_write() }
+        // First the write: if there is none, what would have waited for it goes now.
+        let write = self.take_write();
+        Step { commands: std::mem::take(&mut self.out), write }
     }
 
     /// The write is durable: what waited for it.
@@ -269,6 +302,7 @@ impl Batch {
                 Command::Grant(grant) => {
                     if let Some(lease) = self.leases.get_mut(&grant.token) {
                         lease.granted_at = now.at;
+                        lease.sent_at = Some(now.at);
                     }
                 }
                 Command::Ended => self.ended = true,
@@ -279,26 +313,63 @@ impl Batch {
     }
 
     /// The write was refused: somebody decided, or the records are not what they seemed. These are the
-    /// records now; what was worked into the refused write is worked in again.
+    /// records now; what was worked into the refused write is worked in again. Right too when the write was
+    /// applied after all and only its answer was lost.
     pub fn reload(&mut self, records: Records, now: Now) {
         self.in_flight = false;
         self.dirty = Dirty::default();
-        if let Some(retrying) = &self.retrying {
-            // It may have begun some writes ago; what is retried already isn't failed any more.
-            let event = Event::RetryFailed { op: retrying.op };
-            if !self.unsettled.iter().any(|(_, other)| *other == event) {
-                self.unsettled.push((now, event));
-            }
+        let unanswered: Vec<OpId> = self.retrying.iter().map(|retrying| retrying.op).collect();
+        for op in unanswered {
+            self.retry_again(op, now);
         }
-        for command in std::mem::take(&mut self.after) {
-            if let Command::Grant(grant) = command {
-                self.out.push(Command::Return { worker: grant.worker });
-            }
-        }
+        // Finishing leases take their tokens without a write: what the record says may be older.
+        let next_token = self.records.cutoff.next_token.max(records.cutoff.next_token);
         self.records = records;
+        self.records.cutoff.next_token = next_token;
+        for state in self.workers.values_mut() {
+            state.told_to_leave = None;
+        }
+        let after = std::mem::take(&mut self.after);
         self.take_up(now);
+        for command in after {
+            match command {
+                Command::Grant(grant) => match self.leases.get_mut(&grant.token) {
+                    // It was decided meanwhile: nothing is begun any more.
+                    Some(_) if self.records.decision.is_some() => {
+                        self.leases.remove(&grant.token);
+                        self.out.push(Command::Return { worker: grant.worker });
+                    }
+                    Some(lease) => {
+                        lease.sent_at = Some(now.at);
+                        self.out.push(Command::Grant(grant));
+                    }
+                    None => self.out.push(Command::Return { worker: grant.worker }),
+                },
+                Command::Answer { op, .. } => self.retry_again(op, now),
+                _ => {}
+            }
+        }
         for event in std::mem::take(&mut self.unsettled).into_iter().rev() {
             self.inbox.push_front(event);
+        }
+    }
+
+    /// Which ownership this is.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// A call whose events are settled, but not its answer, is a retry that took several writes: it may
+    /// have begun some writes ago. What is retried already isn't failed any more.
+    fn retry_again(&mut self, op: OpId, now: Now) {
+        let waits = self.unsettled.iter().any(|(_, event)| match event {
+            Event::Appended { op: other, .. }
+            | Event::Seal { op: other, .. }
+            | Event::RetryFailed { op: other } => *other == op,
+            _ => false,
+        });
+        if !waits {
+            self.unsettled.push((now, Event::RetryFailed { op }));
         }
     }
 
@@ -309,7 +380,7 @@ impl Batch {
 
     /// True while events wait to be worked in.
     pub fn has_events(&self) -> bool {
-        !self.inbox.is_empty()
+        !self.inbox.is_empty() || self.heard.is_some()
     }
 
     /// The state record, as of the last write handed out.
@@ -345,8 +416,12 @@ impl Batch {
         self.leases.values().map(|lease| lease.worker.clone()).collect()
     }
 
-    /// When [`Batch::step`] has something to do even if nothing happens.
+    /// When [`Batch::step`] has something to do even if nothing happens. `None` while a write is in
+    /// flight, since it has nothing to do then.
     pub fn wake_at(&self, now: Now) -> Option<Duration> {
+        if self.in_flight || self.ended {
+            return None;
+        }
         let mut wake: Option<Duration> = None;
         let mut at = |time: Duration| wake = Some(wake.map_or(time, |earliest: Duration| earliest.min(time)));
         for lease in self.leases.values() {
@@ -376,9 +451,12 @@ impl Batch {
         wake
     }
 
-    /// About how many leases could be granted now; the shell takes as many requests from the queue.
+    /// About how many leases could be granted now, beyond the requests that wait to be worked in; the shell
+    /// takes as many requests from the queue.
     pub fn appetite(&self, now: Now) -> usize {
-        let ready = |queue: &VecDeque<Waiting>| queue.iter().filter(|w| w.ready_at <= now.at).count();
+        let ready = |queue: &VecDeque<Waiting>| {
+            queue.iter().filter(|w| w.ready_at <= now.at).take(WRITE_RECORDS).count()
+        };
         let some = match self.records.state.state {
             State::Importing if self.records.decision.is_none() => {
                 ready(&self.again) + self.fresh_leases(now)
@@ -386,28 +464,38 @@ impl Batch {
             State::Importing | State::Held | State::Committed | State::RolledBack => 0,
             State::Committing => ready(&self.finish),
             State::RollingBack => {
-                self.finish.iter().filter(|w| w.ready_at <= now.at && !self.staging(w.first)).count()
+                let free = |w: &&Waiting| w.ready_at <= now.at && !self.staging(w.first);
+                self.finish.iter().filter(free).take(WRITE_RECORDS).count()
             }
         };
         let closing = matches!(self.closing, Closing::Ready { ready_at, .. } if ready_at <= now.at);
-        (some + usize::from(closing)).min(WRITE_RECORDS)
+        (some + usize::from(closing)).min(WRITE_RECORDS).saturating_sub(self.waiting_requests())
     }
 
     fn work_in(&mut self, at: Now, event: Event, now: Now) {
         match &event {
+            // A request is returned by a reload; a decision is in the records then.
             Event::Request { .. } | Event::Decided(_) => {}
             _ => self.unsettled.push((at, event.clone())),
         }
         match event {
             Event::Appended { op, segment } => self.appended(op, segment, now),
             Event::Seal { op, total } => self.seal(op, total),
-            Event::RetryFailed { op } => self.retry_failed(op),
+            Event::RetryFailed { op } => self.retry_failed(op, now),
             Event::Request { worker } => self.request(worker, now),
             Event::Report(report) => self.report(report, now),
             Event::Release { worker, token } => self.release(&worker, token, now),
             Event::PhaseAck { worker } => self.phase_ack(&worker),
-            Event::Attached { worker, held } => self.attached(&worker, &held, at, now),
-            Event::Gone { worker } => self.gone(&worker, now),
+            Event::Attached { worker, held } => {
+                if !self.attached(&worker, &held, at, now) {
+                    self.inbox.push_front((at, Event::Attached { worker, held }));
+                }
+            }
+            Event::Gone { worker } => {
+                if !self.gone(&worker, now) {
+                    self.inbox.push_front((at, Event::Gone { worker }));
+                }
+            }
             Event::Decided(decision) => self.decided(decision, now),
         }
     }
@@ -416,6 +504,8 @@ impl Batch {
         let state = self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(now.at));
         state.seen = state.seen.max(now.at);
         let granted = match self.records.state.state {
+            // It was taken from the queue just before its life ended.
+            _ if state.gone => false,
             State::Importing if self.records.decision.is_none() => self.grant_stage(&worker, now),
             State::Importing | State::Held => false,
             State::Committing | State::RollingBack | State::Committed | State::RolledBack => {
@@ -436,8 +526,9 @@ impl Batch {
         let (worker, token) = (worker.clone(), *token);
         let known = self.leases.get(&token).is_some_and(|l| l.worker == worker && l.phase == *phase);
         if !known {
-            let result = self.settled_before(token);
-            self.out.push(Command::Ack { worker, token, result });
+            let result = self.settled_before(token, *phase);
+            // In `after`: it may be the repeat of a report that is in this very write.
+            self.after.push(Command::Ack { worker, token, result });
             return;
         }
         match phase {
@@ -449,13 +540,13 @@ impl Batch {
     }
 
     /// What to say of a report whose lease isn't out: it may be the repeat of one that counted.
-    fn settled_before(&self, token: Token) -> ReportResult {
+    fn settled_before(&self, token: Token, phase: Phase) -> ReportResult {
         let counted =
             self.records.ranges.values().any(|range| range.winners.iter().any(|w| w.token == token));
         match self.records.decision {
             _ if counted => ReportResult::Durable,
-            Some(_) => ReportResult::Decided,
-            None => ReportResult::Stale,
+            Some(_) if phase == Phase::Stage => ReportResult::Decided,
+            Some(_) | None => ReportResult::Stale,
         }
     }
 
@@ -471,15 +562,15 @@ impl Batch {
             state.sealed = true;
             self.dirty.state = true;
             self.lingering_since = None;
-            self.after.push(Command::Answer { op, answer: Ok(Answer::Sealed) });
-            return;
+            Ok(Answer::Sealed)
         };
-        self.out.push(Command::Answer { op, answer });
+        // In `after`, also when nothing changed: what it says may be in this very write.
+        self.after.push(Command::Answer { op, answer });
     }
 
-    fn retry_failed(&mut self, op: OpId) {
+    fn retry_failed(&mut self, op: OpId, now: Now) {
         if self.records.decision.is_some() {
-            self.out.push(Command::Answer { op, answer: Err(Refusal::Decided) });
+            self.after.push(Command::Answer { op, answer: Err(Refusal::Decided) });
             return;
         }
         if let Some(running) = self.retrying.take() {
@@ -488,11 +579,11 @@ impl Batch {
         }
         self.retrying = Some(Retrying { op, next: 0, tasks: 0 });
         self.dirty.state = true;
-        self.pump_retry();
+        self.pump_retry(now);
     }
 
     /// Puts failed tasks back, as many ranges as fit into one write.
-    fn pump_retry(&mut self) {
+    fn pump_retry(&mut self, now: Now) {
         let Some(mut retrying) = self.retrying.take() else { return };
         while !self.dirty.full() {
             let next =
@@ -519,6 +610,7 @@ impl Batch {
             self.records.state.failed -= failed;
             if self.records.state.state == State::Held {
                 self.records.state.state = State::Importing;
+                self.records.state.update_time_ms = now.wall_ms;
             }
             self.touch(first);
         }
@@ -604,12 +696,13 @@ impl Batch {
             Outcome::Rollback => State::RollingBack,
         };
         self.records.state.update_time_ms = now.wall_ms;
-        self.records.state.decide_time_ms = now.wall_ms;
+        self.records.state.decide_time_ms =
+            self.records.decision.as_ref().map_or(now.wall_ms, |decision| decision.decide_time_ms);
         self.dirty.state = true;
         self.again.clear();
         self.lingering_since = None;
         if let Some(retrying) = self.retrying.take() {
-            self.out.push(Command::Answer { op: retrying.op, answer: Err(Refusal::Decided) });
+            self.after.push(Command::Answer { op: retrying.op, answer: Err(Refusal::Decided) });
         }
         self.queue_finish(outcome, now);
     }
@@ -622,10 +715,10 @@ impl Batch {
     /// The range changed.
     fn touch(&mut self, first: u64) {
         self.dirty.state = true;
-        if self.dirty.ranges.insert(first)
-            && let Some(range) = self.records.ranges.get(&first)
-        {
-            self.dirty.bytes += range.weight();
+        if let Some(range) = self.records.ranges.get(&first) {
+            let weight = range.weight();
+            let counted = self.dirty.ranges.insert(first, weight).unwrap_or(0);
+            self.dirty.bytes = self.dirty.bytes - counted + weight;
         }
     }
 
@@ -645,7 +738,7 @@ impl Batch {
             decision: dirty.decision.then(|| records.decision.clone()).flatten(),
             undecided: dirty.decision || records.decision.is_none(),
             segments: dirty.segments.iter().map(|first| records.segments[first].clone()).collect(),
-            ranges: dirty.ranges.iter().filter_map(|first| records.ranges.get(first)).cloned().collect(),
+            ranges: dirty.ranges.keys().filter_map(|first| records.ranges.get(first)).cloned().collect(),
             folded: dirty.folded,
             report: dirty.report,
             release: dirty.release,

@@ -1,6 +1,6 @@
 //! Dealing out the sequence, and what comes back: everything before the decision.
 
-use super::{Batch, LINGER, LiveLease, Waiting};
+use super::{Batch, LINGER, LiveLease, RECORD_BYTES, Waiting};
 use crate::Phase;
 use crate::event::{Answer, Command, Grant, OpId, Refusal, Report, ReportResult};
 use crate::ids::{Now, WorkerKey};
@@ -24,12 +24,13 @@ impl Batch {
             self.dirty.state = true;
             self.dirty.bytes += 64 + segment.object.len();
             self.dirty.segments.insert(segment.run.first);
-            self.after.push(Command::Answer { op, answer: Ok(Answer::Appended(segment.run.last)) });
+            let through = segment.run.last;
             self.records.segments.insert(segment.run.first, segment);
             self.lingering_since.get_or_insert(now.at);
-            return;
+            Ok(Answer::Appended(through))
         };
-        self.out.push(Command::Answer { op, answer });
+        // In `after`, also when nothing changed: what it says may be in this very write.
+        self.after.push(Command::Answer { op, answer });
     }
 
     /// Tasks that were never leased.
@@ -93,7 +94,14 @@ impl Batch {
         self.touch(first);
         self.leases.insert(
             token,
-            LiveLease { worker: worker.clone(), run, phase: Phase::Stage, attempt, granted_at: now.at },
+            LiveLease {
+                worker: worker.clone(),
+                run,
+                phase: Phase::Stage,
+                attempt,
+                granted_at: now.at,
+                sent_at: None,
+            },
         );
         // Only once the cut-off and the range's record are durable does the worker hear of it.
         self.after.push(Command::Grant(Grant {
@@ -117,7 +125,7 @@ impl Batch {
         self.fit_bytes(size.max(1))
     }
 
-    fn waiting_requests(&self) -> usize {
+    pub(super) fn waiting_requests(&self) -> usize {
         self.inbox.iter().filter(|(_, event)| matches!(event, crate::Event::Request { .. })).count()
     }
 
@@ -148,7 +156,7 @@ impl Batch {
         if self.records.decision.is_some() {
             // Its data goes with the range's rollback.
             self.leases.remove(&token);
-            self.out.push(Command::Ack { worker, token, result: ReportResult::Decided });
+            self.after.push(Command::Ack { worker, token, result: ReportResult::Decided });
             return;
         }
         let runs = self.records.ranges[&first].lease.as_ref().map(|l| l.runs.clone()).unwrap_or_default();
@@ -157,9 +165,15 @@ impl Batch {
             self.lease_failed(token, first, error.0, now);
             return;
         }
-        if done + failed.count() != runs.count() || !runs.contains_all(&failed) {
-            let text =
-                format!("{done} staged and {} failed, of a lease of {} tasks", failed.count(), runs.count());
+        let adds_up = done.checked_add(failed.count()) == Some(runs.count()) && runs.contains_all(&failed);
+        let fits =
+            self.records.ranges[&first].weight() + receipt.len() + 12 * failed.iter().len() <= RECORD_BYTES;
+        if !adds_up || !fits {
+            let text = if adds_up {
+                format!("a receipt of {} bytes is more than the record of its range holds", receipt.len())
+            } else {
+                format!("{done} staged and {} failed, of a lease of {} tasks", failed.count(), runs.count())
+            };
             self.after.push(Command::Ack { worker, token, result: ReportResult::Invalid(text.clone()) });
             self.lease_failed(token, first, format!("invalid report: {text}"), now);
             return;
@@ -175,7 +189,7 @@ impl Batch {
         range.lease = None;
         range.errors = 0;
         if staged.is_empty() {
-            range.losers.push(token);
+            range.lose(token);
         } else {
             range.winners.push(Winner { token, worker: worker.id.to_string(), runs: staged, receipt });
         }

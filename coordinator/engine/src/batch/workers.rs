@@ -33,23 +33,53 @@ impl Batch {
         self.leases.iter().filter(|(token, lease)| which(token, lease)).map(|(token, _)| *token).collect()
     }
 
-    /// Leases that nobody renewed go back.
+    /// Leases that nobody renewed go back, as many as one write holds; the rest at the next step. The
+    /// worker is told once that is durable: until then a refused write may give it the lease back, and
+    /// nobody but the lease's end would find out that it was dropped.
     pub(super) fn expire(&mut self, now: Now) {
         for token in self.leases_of(|_, lease| self.expires_at(lease) <= now.at) {
+            if self.dirty.full() {
+                return;
+            }
             let worker = self.leases[&token].worker.clone();
-            self.out.push(Command::Revoke { worker, token, reason: "lease expired" });
+            self.after.push(Command::Revoke { worker, token, reason: "lease expired" });
             self.lose(token, now);
         }
     }
 
-    pub(super) fn gone(&mut self, worker: &WorkerKey, now: Now) {
+    /// False: there is more of it than one write holds.
+    #[must_use]
+    pub(super) fn gone(&mut self, worker: &WorkerKey, now: Now) -> bool {
         if let Some(state) = self.workers.get_mut(worker) {
             state.gone = true;
         }
+        self.after.retain(|command| !matches!(command, Command::Grant(grant) if grant.worker == *worker));
         for token in self.leases_of(|_, lease| lease.worker == *worker) {
-            self.out.push(Command::Freed { worker: worker.clone(), token });
-            self.lose(token, now);
+            if self.dirty.full() {
+                return false;
+            }
+            match self.leases[&token].sent_at {
+                Some(_) => {
+                    self.after.push(Command::Freed { worker: worker.clone(), token });
+                    self.lose(token, now);
+                }
+                // It never heard of this one.
+                None => self.take_back(token, now),
+            }
         }
+        true
+    }
+
+    /// A lease that was never begun goes back: nothing is staged under its token.
+    fn take_back(&mut self, token: Token, now: Now) {
+        let Some(lease) = self.leases.remove(&token) else { return };
+        if lease.phase == Phase::Stage
+            && self.records.decision.is_none()
+            && let Some(range) = self.records.ranges.get_mut(&lease.run.first)
+        {
+            range.lease = None;
+        }
+        self.requeue(&lease, now);
     }
 
     /// The worker was lost with the lease.
@@ -84,10 +114,9 @@ impl Batch {
 
     pub(super) fn release(&mut self, worker: &WorkerKey, token: Token, now: Now) {
         if self.leases.get(&token).is_some_and(|lease| lease.worker == *worker) {
-            let lease = self.leases.remove(&token).expect("found above");
-            self.requeue(&lease, now);
+            self.take_back(token, now);
         }
-        self.out.push(Command::Freed { worker: worker.clone(), token });
+        self.after.push(Command::Freed { worker: worker.clone(), token });
     }
 
     /// Nothing of the batch is staged there any more.
@@ -95,32 +124,44 @@ impl Batch {
         for token in self.leases_of(|_, lease| lease.worker == *worker && lease.phase == Phase::Stage) {
             if self.records.decision.is_some() {
                 self.leases.remove(&token);
-                self.out.push(Command::Freed { worker: worker.clone(), token });
+                self.after.push(Command::Freed { worker: worker.clone(), token });
             }
         }
     }
 
     /// The worker holds these leases, and none that was sent to it before and isn't among them. Older
     /// lives of the same worker are over.
-    pub(super) fn attached(&mut self, worker: &WorkerKey, held: &[Token], at: Now, now: Now) {
-        let before: Vec<WorkerKey> = self
+    /// False: there is more of it than one write holds.
+    #[must_use]
+    pub(super) fn attached(&mut self, worker: &WorkerKey, held: &[Token], at: Now, now: Now) -> bool {
+        let mut before: Vec<WorkerKey> = self
             .workers
             .keys()
             .filter(|key| key.id == worker.id && key.incarnation != worker.incarnation)
             .cloned()
             .collect();
+        before.sort();
         for older in before {
-            self.gone(&older, now);
+            if !self.gone(&older, now) {
+                return false;
+            }
+            self.workers.remove(&older);
         }
         let state = self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(at.at));
         state.seen = state.seen.max(at.at);
         state.gone = false;
+        // What was sent since isn't among those it named.
         for token in self.leases_of(|token, lease| {
-            lease.worker == *worker && !held.contains(token) && lease.granted_at < at.at
+            lease.worker == *worker
+                && !held.contains(token)
+                && lease.sent_at.is_some_and(|sent_at| sent_at <= at.at)
         }) {
+            if self.dirty.full() {
+                return false;
+            }
             let lease = self.leases.remove(&token).expect("listed above");
             self.requeue(&lease, now);
-            self.out.push(Command::Freed { worker: worker.clone(), token });
+            self.after.push(Command::Freed { worker: worker.clone(), token });
         }
         if let Some(decision) = &self.records.decision
             && !self.records.state.state.is_final()
@@ -131,6 +172,7 @@ impl Batch {
             };
             self.out.push(Command::Tell { worker: worker.clone(), phase });
         }
+        true
     }
 
     /// Workers that may still think of this batch.

@@ -1,0 +1,12 @@
+//! The engine by literal events, writes and commands.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod append;
+mod bounds;
+mod decisions;
+mod finishing;
+mod losses;
+mod owners;
+mod staging;
