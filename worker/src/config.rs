@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Config {
     /// The coordinators' URLs, `http://host:port`; the worker keeps a stream to each. At least one.
     pub coordinators: Vec<String>,
-    /// The worker's id, 1 to 128 characters; no other worker of the cluster may have it. Default: the
+    /// The worker's id, 1 to 128 bytes; no other worker of the cluster may have it. Default: the
     /// host's name and some random digits.
     pub id: String,
     /// How many leases run at once. Default: the number of processors.
@@ -59,8 +59,8 @@ impl Config {
                 return wrong("coordinators", url.clone(), "must be a URL like http://host:port");
             }
         }
-        if self.id.is_empty() || self.id.chars().count() > 128 {
-            return wrong("id", self.id.clone(), "must have 1 to 128 characters");
+        if self.id.is_empty() || self.id.len() > 128 {
+            return wrong("id", self.id.clone(), "must have 1 to 128 bytes");
         }
         if !(1..=1024).contains(&self.slots) {
             return wrong("slots", self.slots.to_string(), "must be 1 to 1024");

@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::{info, warn};
@@ -43,6 +44,9 @@ pub(crate) struct Link {
 /// How long the coordinator may take to end the stream after the worker did, at the worker's end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How long a stream must live to count as a working one.
+const WORKED: Duration = Duration::from_secs(1);
+
 impl Link {
     pub(crate) async fn run(self, config: Config) {
         let pauses = || {
@@ -55,9 +59,12 @@ impl Link {
         };
         let mut backoff = pauses();
         while !self.stop.is_cancelled() {
+            let began = Instant::now();
             match self.once().await {
-                // It was a working stream: the next one is dialled soon.
-                Ok(()) => backoff = pauses(),
+                // It was a working stream: the next one is dialled soon. One that ends at once, again and
+                // again, is dialled ever slower.
+                Ok(()) if began.elapsed() >= WORKED => backoff = pauses(),
+                Ok(()) => {}
                 Err(status) => {
                     warn!(coordinator = self.url, code = ?status.code(), error = status.message(), "no stream");
                 }

@@ -21,7 +21,7 @@ use tranche_worker::{
 };
 
 /// Long enough that no test depends on it.
-const TTL: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_mins(1);
 
 /// Holds its leases until the test lets them go; stops slowly when cancelled.
 struct Held {

@@ -89,7 +89,7 @@ impl Link {
 /// How long a stream may leave a heartbeat unanswered: well within the TTL, so that a new stream can
 /// still save the leases.
 pub(super) fn silence(ttl: Duration) -> Duration {
-    ttl * 2 / 3
+    ttl / 2
 }
 
 /// The share of one link in the worker's window.

@@ -52,7 +52,9 @@ async fn a_disk_that_is_full_of_small_files_fails_the_lease() {
     let library = world.path("small/library");
     let world = World { params: world.params.clone(), ..world }.param("library", library.to_str().unwrap());
     let keys: Vec<String> = (0..200).map(|n| format!("f{n}")).collect();
-    keys.iter().for_each(|key| world.write(&format!("source/{key}"), vec![7; 4096]));
+    for key in &keys {
+        world.write(&format!("source/{key}"), vec![7; 4096]);
+    }
     let tasks: Vec<_> = keys.iter().map(|key| (key.as_str(), "")).collect();
     let error = world.stage(&world.lease(1, 1, &tasks)).await.unwrap_err();
     assert!(error.to_string().contains("No space left"), "{error}");

@@ -5,6 +5,7 @@ mod disk;
 mod end;
 mod paths;
 mod random;
+mod speed;
 mod stage;
 
 use super::Object;
