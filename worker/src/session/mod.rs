@@ -10,6 +10,7 @@
 //! [`Machine`] decides and does nothing else: no clock, no runtime, no socket. [`Worker`](crate::Worker)
 //! owns one, feeds it and carries out what it says, over a [`transport::Transport`].
 
+mod frames;
 mod held;
 mod link;
 mod state;
