@@ -5,7 +5,6 @@ mod disk;
 mod end;
 mod paths;
 mod random;
-mod speed;
 mod stage;
 
 use super::Object;
