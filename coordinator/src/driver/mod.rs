@@ -287,7 +287,14 @@ impl Driver {
     fn take_in(&mut self, input: Input) {
         let now = self.shared.now();
         match input {
-            Input::Event(event) => self.batch.push(event, now),
+            Input::Event(event) => {
+                if let Event::Decided(decision) = &event
+                    && self.ledger.decision.is_none()
+                {
+                    self.ledger.decision = Some(records::decision_record(decision, &self.shared.id));
+                }
+                self.batch.push(event, now);
+            }
             Input::Op { op, reply } => {
                 self.next_op += 1;
                 let id = OpId(self.next_op);

@@ -222,7 +222,10 @@ async fn a_watcher_sees_a_cancelled_batch_to_its_end() {
     assert_eq!(reason(&status), "ALREADY_DECIDED");
     let mut states = Vec::new();
     while let Some(message) = stream.message().await.expect("right") {
-        states.push(message.batch.expect("there").state());
+        let batch = message.batch.expect("there");
+        states.push(batch.state());
+        let decision = batch.decision.expect("told with the state that follows from it");
+        assert_eq!((decision.actor.as_str(), decision.message.as_str()), ("me", "why"));
     }
     states.dedup();
     assert_eq!(states, [State::RollingBack, State::RolledBack]);
