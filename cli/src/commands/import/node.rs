@@ -19,6 +19,10 @@ use crate::error::{CliError, Result, chain};
 /// all that matters is on disk.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// Shorter than a cluster's: the worker dies with its coordinator, so after a kill the next import need not
+/// wait long for leases that nobody holds.
+const LEASE_TTL: Duration = Duration::from_secs(4);
+
 /// The two, running.
 pub(super) struct Node {
     address: SocketAddr,
@@ -37,8 +41,12 @@ impl Node {
         };
         std::fs::create_dir_all(state).map_err(|e| cannot(&e))?;
         let listen = SocketAddr::from(([127, 0, 0, 1], port));
-        let config =
-            Config { listen, shutdown_grace: Duration::from_secs(5), ..Config::embedded(state.to_owned()) };
+        let config = Config {
+            listen,
+            lease_ttl: LEASE_TTL,
+            shutdown_grace: Duration::from_secs(5),
+            ..Config::embedded(state.to_owned())
+        };
         let server = Server::start(config).await.map_err(|e| cannot(&e))?;
         let address = server.local_addr();
         let (stop_worker, stop_server) = (CancellationToken::new(), CancellationToken::new());

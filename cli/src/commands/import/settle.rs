@@ -13,7 +13,7 @@ use crate::error::{CliError, Result};
 use crate::exit;
 use crate::follow::{Follow, OnHeld, OnInterrupt, actor};
 use crate::output::progress::Ui;
-use crate::output::state;
+use crate::output::{state, table};
 use crate::signals::Signals;
 use crate::source::paths::ImportPaths;
 
@@ -92,7 +92,9 @@ async fn one(client: &Client, batch: &v1::Batch, ui: &mut Ui, signals: &mut Sign
         let follow = Follow { on_held: OnHeld::Wait, ..follow };
         followed = follow.run(ui, signals, None, |_| Ok(())).await?;
     }
-    ui.line(&format!("batch {id} {}", state(followed.batch.state())));
+    let counts = table::counts(&followed.batch);
+    let report = &followed.batch.report_uri;
+    ui.line(&format!("batch {id} {}: {counts}, report {report}", state(followed.batch.state())));
     if followed.signalled {
         let text = format!("interrupted; batch {id} has ended, and no new one was begun");
         return Err(CliError { exit: exit::INTERRUPTED, ..CliError::new(text) });
