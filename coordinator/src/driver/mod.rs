@@ -181,7 +181,9 @@ impl Driver {
             if step.write.is_some() {
                 return step.write;
             }
-            if self.ended || (idle && !self.batch.has_events()) {
+            // The step itself may have made work that the queue doesn't know of yet: the sweep after the end.
+            let hungrier = self.batch.appetite(self.shared.now()) > appetite;
+            if self.ended || (idle && !self.batch.has_events() && !hungrier) {
                 self.publish();
                 return None;
             }
