@@ -185,7 +185,7 @@ impl EtcdServer {
 }
 
 /// A port that nobody listens on, outside of those that the kernel gives to clients.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     loop {
         let port = rand::random_range(20_000..32_000);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
