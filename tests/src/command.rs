@@ -1,8 +1,8 @@
 //! Programs that are run to their end: `tranche` and `grpcurl`, as their users do it.
 
 use crate::process::program;
-use rustix::process::{Pid, Signal, kill_process};
 use crate::wait::PATIENCE;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -65,7 +65,8 @@ pub async fn run<S: AsRef<str>>(program: &Path, arguments: &[S], stdin: &str) ->
     let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
     let mut command = Command::new(program);
     command.args(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.kill_on_drop(true).spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    let mut child =
+        command.kill_on_drop(true).spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
     let mut input = child.stdin.take().expect("piped");
     let text = stdin.to_owned();
     let write = async move {
@@ -90,10 +91,8 @@ pub async fn tranche<S: AsRef<str>>(arguments: &[S]) -> Ran {
 /// # Panics
 /// When it is missing.
 pub fn grpcurl() -> PathBuf {
-    let path = std::env::var_os("TRANCHE_GRPCURL").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/grpcurl"),
-        PathBuf::from,
-    );
+    let path = std::env::var_os("TRANCHE_GRPCURL")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/grpcurl"), PathBuf::from);
     let name = path.display();
     assert!(path.is_file(), "{name} is missing: run `make verify`, which fetches it, or set TRANCHE_GRPCURL");
     path
