@@ -1,5 +1,6 @@
 //! The end of an import, for people and for programs.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::net::SocketAddr;
@@ -52,7 +53,7 @@ pub(super) async fn print(
     let mut lines = follow::failure_lines(client, batch).await?;
     if let (Some(file), Some(last)) = (&file, lines.last_mut()) {
         // "… and N more: where they are".
-        *last += &format!(": {}", file.display());
+        let _ = write!(last, ": {}", file.display());
     }
     lines.extend(ended.skipped.describe());
     if let Some(decision) = &batch.decision {
