@@ -102,6 +102,11 @@ pub(crate) async fn run(global: &Global, args: ImportArgs) -> Result<i32> {
         failure = node.failed() => return Err(failure),
     };
     summary::print(global, &client, &paths, &ended, &settled, address).await?;
+    tokio::select! {
+        () = node.swept(&client) => {}
+        // All that was asked for is done and said: who won't wait need not.
+        () = signals.next() => {}
+    }
     node.stop().await;
     let Ended { followed, .. } = ended;
     if let Some(error) = followed.append_error {

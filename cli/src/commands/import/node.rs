@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryStreamExt as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tranche_client::Client;
@@ -18,6 +19,12 @@ use crate::error::{CliError, Result, chain};
 /// How long both may take to end once the batch has; then the process ends without them, which is safe:
 /// all that matters is on disk.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long the sweep after the end may take; it only removes empty folders and index files.
+const SWEPT_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often the coordinator is asked whether it has done all: nothing tells it by itself.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Shorter than a cluster's: the worker dies with its coordinator, so after a kill the next import need not
 /// wait long for leases that nobody holds.
@@ -85,6 +92,23 @@ impl Node {
             None => CliError::new("nothing runs that could import"),
         }
         .hint("the next import into this library finishes or rolls back what this one has begun")
+    }
+
+    /// Waits until the coordinator drives nothing any more: after a commit it still has the staging folder
+    /// swept. If that takes long it is left to the next import.
+    pub(super) async fn swept(&self, client: &Client) {
+        let idle = async {
+            loop {
+                let all: Result<Vec<_>, _> = client.coordinators().try_collect().await;
+                if all.is_ok_and(|all| all.iter().all(|c| c.owned_batches == 0)) {
+                    return;
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        if tokio::time::timeout(SWEPT_WITHIN, idle).await.is_err() {
+            tracing::warn!("what was staged is not swept yet; the next import does it");
+        }
     }
 
     /// Ends the worker, then the coordinator.
