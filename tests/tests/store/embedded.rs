@@ -3,17 +3,15 @@
 use crate::util::{applied, delete, embedded, get, next, put};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+
 use std::time::Duration;
 use tranche_coordinator::store::embedded::Embedded;
-use tranche_coordinator::store::{RangeOptions, Store, StoreError, Txn, TxnOutcome, WatchEvent};
+use tranche_coordinator::store::{RangeOptions, Store, StoreError, Txn, WatchEvent};
 
-/// Tells the test binary that it is the child of one of its tests, and where its store is.
-const CHILD_DIR: &str = "TRANCHE_TEST_STORE_DIR";
-/// Writers in a child, so that transactions are written in groups.
+/// Writers in a child (`src/bin/store_child.rs`).
 const WRITERS: usize = 6;
 
 #[tokio::test]
@@ -71,7 +69,7 @@ async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged = BTreeMap::new();
     for _ in 0..8 {
-        let mut child = child(dir.path(), "acknowledging_child", None);
+        let mut child = child(dir.path(), "acknowledge", None);
         let pid = Pid::from_child(&child);
         let stop_after = rand::random_range(1..400);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -104,7 +102,7 @@ async fn killed_at_any_moment_it_keeps_what_it_acknowledged() {
 #[tokio::test]
 async fn a_full_disk_is_told_and_survived() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = child(dir.path(), "filling_child", Some("trap '' XFSZ; ulimit -f 16384; exec \"$@\""));
+    let mut child = child(dir.path(), "fill", Some("trap '' XFSZ; ulimit -f 16384; exec \"$@\""));
     let lines: Vec<_> = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok).collect();
     assert!(child.wait().unwrap().success(), "{lines:#?}");
     let Some((_, last)) = lines.iter().filter_map(|line| acked(line)).next_back() else {
@@ -117,9 +115,9 @@ async fn a_full_disk_is_told_and_survived() {
     put(store.as_ref(), "after", "x").await;
 }
 
-/// Starts this binary again, to run one of the functions below.
+/// Starts the process that writes, in one of its ways.
 fn child(dir: &Path, name: &str, shell: Option<&str>) -> std::process::Child {
-    let binary = std::env::current_exe().unwrap();
+    let binary = env!("CARGO_BIN_EXE_store_child");
     let mut command = match shell {
         Some(script) => {
             let mut shell = Command::new("sh");
@@ -128,8 +126,7 @@ fn child(dir: &Path, name: &str, shell: Option<&str>) -> std::process::Child {
         }
         None => Command::new(binary),
     };
-    command.args(["--exact", &format!("embedded_only::{name}"), "--nocapture", "--ignored"]);
-    command.env(CHILD_DIR, dir).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    command.arg(dir).arg(name).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 fn acked(line: &str) -> Option<(usize, u64)> {
@@ -137,64 +134,6 @@ fn acked(line: &str) -> Option<(usize, u64)> {
     Some((writer.parse().ok()?, number.parse().ok()?))
 }
 
-fn acknowledge(writer: usize, number: u64) {
-    // One write call, so that a kill can't tear a line.
-    std::io::stdout().write_all(format!("\nacknowledged {writer} {number}\n").as_bytes()).unwrap();
-    std::io::stdout().flush().unwrap();
-}
-
 fn text(value: &[u8]) -> &str {
     std::str::from_utf8(value).unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the child of killed_at_any_moment_it_keeps_what_it_acknowledged"]
-async fn acknowledging_child() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let store = embedded(Path::new(&dir)).await;
-    let session = store.session(Duration::from_mins(1)).await.unwrap();
-    applied(store.as_ref(), Txn::new().absent("held").put_held("held", "x", session.id)).await;
-    let writers = (0..WRITERS).map(|writer| {
-        let store = Arc::clone(&store);
-        tokio::spawn(async move {
-            let (one, other) = (format!("one/{writer}"), format!("other/{writer}"));
-            loop {
-                let (seen, number) = match store.get(&one).await.unwrap() {
-                    Some(entry) => (entry.mod_revision, text(&entry.value).parse::<u64>().unwrap() + 1),
-                    None => (0, 1),
-                };
-                let value = number.to_string();
-                let txn = Txn::new().modified(&one, seen).put(&one, value.clone()).put(&other, value);
-                applied(store.as_ref(), txn).await;
-                acknowledge(writer, number);
-            }
-        })
-    });
-    futures::future::join_all(writers).await;
-}
-
-#[tokio::test]
-#[ignore = "the child of a_full_disk_is_told_and_survived"]
-async fn filling_child() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let store = embedded(Path::new(&dir)).await;
-    let big = |number: u64| Txn::new().put(format!("big/{number:04}"), vec![number as u8; 64 * 1024]);
-    let mut full = 0;
-    for number in 0.. {
-        match store.txn(&big(number)).await {
-            Ok(TxnOutcome::Applied(_)) => acknowledge(0, number),
-            Err(StoreError::Rejected(text)) => {
-                assert!(text.contains("no space left"), "{text}");
-                full = number;
-                break;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    // Reading goes on, and so does refusing.
-    assert!(full > 0);
-    assert_eq!(store.get(&format!("big/{full:04}")).await.unwrap(), None);
-    assert_eq!(get(store.as_ref(), "big/0000").await.value.len(), 64 * 1024);
-    let again = store.txn(&big(full)).await;
-    assert!(matches!(again, Err(StoreError::Rejected(_))), "{again:?}");
 }
