@@ -201,6 +201,21 @@ impl Batch {
         }
     }
 
+    /// Opens the batch's own last leases as soon as nothing stands before them, so that the appetite is
+    /// there before the next step. Nobody gets one while a write is in flight.
+    pub(super) fn open_closing(&mut self, now: Now) {
+        let state = &self.records.state;
+        if self.finishing() || self.records.cutoff.cutoff == 0 {
+            return;
+        }
+        match state.state {
+            State::Committing if !state.published => self.close_with(Phase::Publish, now),
+            State::RollingBack => self.close_with(Phase::Sweep, now),
+            State::Committed if !state.swept => self.close_with(Phase::Sweep, now),
+            State::Importing | State::Held | State::Committing | State::Committed | State::RolledBack => {}
+        }
+    }
+
     pub(super) fn advance_decided(&mut self, now: Now) {
         if self.finishing() {
             return;
@@ -215,9 +230,9 @@ impl Batch {
                 self.records.state.published = true;
                 State::Committed
             }
-            State::Committing => return self.close_with(Phase::Publish, now),
+            State::Committing => return,
             _ if self.closing == Closing::Done || nothing_leased => State::RolledBack,
-            _ => return self.close_with(Phase::Sweep, now),
+            _ => return,
         };
         self.records.state.state = done;
         self.records.state.end_time_ms = now.wall_ms;
@@ -228,7 +243,7 @@ impl Batch {
         }
     }
 
-    pub(super) fn advance_final(&mut self, now: Now) {
+    pub(super) fn advance_final(&mut self) {
         if self.dirty.any() {
             return;
         }
@@ -241,10 +256,9 @@ impl Batch {
         let swept = self.records.state.state == State::RolledBack
             || self.records.cutoff.cutoff == 0
             || self.closing == Closing::Done;
-        if !swept {
-            return self.close_with(Phase::Sweep, now);
+        if swept {
+            self.fold();
         }
-        self.fold();
     }
 
     /// Ranges are folded into the state's counts, but for those with failures, which the failure list

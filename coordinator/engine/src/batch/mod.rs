@@ -150,6 +150,10 @@ pub struct Batch {
     in_flight: bool,
 
     leases: BTreeMap<Token, LiveLease>,
+    /// Leases of refused writes, which their workers never heard of. A write whose answer was lost may be
+    /// applied after the records were read; no lease of it is out even then. Empty after the next write,
+    /// which no older one can follow.
+    unsent: BTreeSet<Token>,
     workers: HashMap<WorkerKey, WorkerState>,
     /// Ranges to be leased for staging again.
     again: VecDeque<Waiting>,
@@ -181,6 +185,7 @@ impl Batch {
             dirty: Dirty::default(),
             in_flight: false,
             leases: BTreeMap::new(),
+            unsent: BTreeSet::new(),
             workers: HashMap::new(),
             again: VecDeque::new(),
             finish: VecDeque::new(),
@@ -205,7 +210,7 @@ impl Batch {
             if range.phase != RangePhase::Leased {
                 continue;
             }
-            match &range.lease {
+            match range.lease.as_ref().filter(|lease| !self.unsent.contains(&lease.token)) {
                 Some(lease) => {
                     self.workers.entry(lease.worker.clone()).or_insert_with(|| WorkerState::new(now.at));
                     self.leases.insert(
@@ -244,6 +249,9 @@ impl Batch {
                     self.out.push(Command::Broadcast { phase });
                 }
             }
+        }
+        if !self.dirty.any() {
+            self.open_closing(now);
         }
     }
 
@@ -297,6 +305,7 @@ impl Batch {
     pub fn written(&mut self, now: Now) -> Vec<Command> {
         self.in_flight = false;
         self.unsettled.clear();
+        self.unsent.clear();
         for command in &self.after {
             match command {
                 Command::Grant(grant) => {
@@ -343,7 +352,10 @@ impl Batch {
                         lease.sent_at = Some(now.at);
                         self.out.push(Command::Grant(grant));
                     }
-                    None => self.out.push(Command::Return { worker: grant.worker }),
+                    None => {
+                        self.unsent.insert(grant.token);
+                        self.out.push(Command::Return { worker: grant.worker });
+                    }
                 },
                 Command::Answer { op, .. } => self.retry_again(op, now),
                 _ => {}
@@ -638,8 +650,9 @@ impl Batch {
                 self.advance_undecided(now);
             }
             State::Committing | State::RollingBack => self.advance_decided(now),
-            State::Committed | State::RolledBack => self.advance_final(now),
+            State::Committed | State::RolledBack => self.advance_final(),
         }
+        self.open_closing(now);
         if self.records.state.state != state {
             self.records.state.update_time_ms = now.wall_ms;
             self.dirty.state = true;

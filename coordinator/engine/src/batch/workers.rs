@@ -150,9 +150,12 @@ impl Batch {
         let state = self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(at.at));
         state.seen = state.seen.max(at.at);
         state.gone = false;
-        // What was sent since isn't among those it named.
+        // What was sent since isn't among those it named. After a decision only PhaseAck says that a worker
+        // stopped staging: a lease that it dropped may still be running there.
+        let decided = self.records.decision.is_some();
         for token in self.leases_of(|token, lease| {
             lease.worker == *worker
+                && !(decided && lease.phase == Phase::Stage)
                 && !held.contains(token)
                 && lease.sent_at.is_some_and(|sent_at| sent_at <= at.at)
         }) {

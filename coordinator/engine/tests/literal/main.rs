@@ -9,4 +9,5 @@ mod decisions;
 mod finishing;
 mod losses;
 mod owners;
+mod refused;
 mod staging;

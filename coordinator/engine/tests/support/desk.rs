@@ -17,6 +17,10 @@ pub(crate) struct Desk {
     pub(crate) epoch: u64,
     pub(crate) at: Duration,
     pub(crate) in_flight: Option<Write>,
+    /// A write without an answer, which may be applied yet, and what it was made upon.
+    limbo: Option<(Write, u64)>,
+    /// The store's writes that the owner knows of.
+    seen: u64,
     /// The write that was applied last.
     pub(crate) last: Option<Write>,
     /// Stage reports that were staged in part at least, to know what a `Durable` is about.
@@ -44,6 +48,8 @@ impl Desk {
             epoch: 7,
             at: now.at,
             in_flight: None,
+            limbo: None,
+            seen: 0,
             last: None,
             counted: BTreeSet::new(),
             tokens: BTreeSet::new(),
@@ -154,6 +160,11 @@ impl Desk {
     /// The write in flight becomes durable, or is refused as the store's rules say.
     pub(crate) fn land(&mut self) -> Vec<Command> {
         let write = self.in_flight.take().expect("a write in flight");
+        if self.seen != self.store.writes {
+            // The records aren't those that it compares.
+            self.reload();
+            return Vec::new();
+        }
         match self.store.apply(&write) {
             Err(text) => {
                 self.breaks(text);
@@ -168,6 +179,7 @@ impl Desk {
                     self.breaks(format!("{text}\nby {write:?}"));
                 }
                 self.store = after;
+                self.seen = self.store.writes;
                 self.last = Some(write);
                 let commands = self.batch.written(self.now());
                 self.sent(&commands);
@@ -179,6 +191,26 @@ impl Desk {
     /// The write in flight is applied, and its answer is lost for ever: only the records tell.
     pub(crate) fn apply_unheard(&mut self) {
         let write = self.in_flight.take().expect("a write in flight");
+        self.apply_as(write, self.seen);
+    }
+
+    /// The write in flight gets no answer and isn't applied yet; the owner goes on from the records.
+    pub(crate) fn doubt(&mut self) {
+        self.limbo = self.in_flight.take().map(|write| (write, self.seen));
+        self.reload();
+    }
+
+    /// The write without an answer is applied now, if the records are still those that it compares.
+    pub(crate) fn apply_late(&mut self) {
+        if let Some((write, seen)) = self.limbo.take() {
+            self.apply_as(write, seen);
+        }
+    }
+
+    fn apply_as(&mut self, write: Write, seen: u64) {
+        if seen != self.store.writes {
+            return;
+        }
         match self.store.apply(&write) {
             Err(text) => self.breaks(text),
             Ok(Err(Refused)) => {}
@@ -194,6 +226,7 @@ impl Desk {
 
     pub(crate) fn reload(&mut self) {
         self.in_flight = None;
+        self.seen = self.store.writes;
         self.batch.reload(self.store.records.clone(), self.now());
     }
 
@@ -223,6 +256,9 @@ impl Desk {
     /// Another owner takes over from what is in the store.
     pub(crate) fn take_over(&mut self) -> Vec<Command> {
         self.in_flight = None;
+        // A write of the old owner compares its lock.
+        self.limbo = None;
+        self.seen = self.store.writes;
         self.epoch += 3;
         let records = self.store.records.clone();
         self.batch = Batch::new(self.spec.clone(), Epoch(self.epoch), settings(), records, self.now());
