@@ -417,6 +417,12 @@ pub fn batch_into(target: v1::Target) -> v1::Batch {
     v1::Batch { targets: vec![target], ..Default::default() }
 }
 
+/// The batch, with ranges that hold so many tasks each.
+pub fn in_ranges_of(tasks: i32, batch: v1::Batch) -> v1::Batch {
+    let bounds = v1::RangeBounds { min_tasks: tasks, max_tasks: tasks };
+    v1::Batch { range_bounds: Some(bounds), ..batch }
+}
+
 /// `number` tasks with keys `k1`, `k2`, …
 pub fn tasks(number: u64) -> Vec<v1::Task> {
     (1..=number).map(|n| v1::Task { key: format!("k{n}"), payload: "x".into() }).collect()

@@ -1,3 +1,7 @@
 //! The whole system: real coordinators and workers as processes, a real etcd, real files.
 
+mod approval;
+mod dealing;
+mod invariants;
 mod phases;
+mod pictures;
