@@ -1,0 +1,27 @@
+# `make verify` reads, `make fix` writes. Both stop at the first failure.
+.PHONY: help verify lint test fix pictures clean-tools
+
+help: ## Lists the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+verify: ## Lint and all tests; fetches what they need into .tools, once
+	@bash tools/verify
+
+lint: ## Only format and clippy
+	@bash tools/verify lint
+
+test: ## Only build and tests
+	@bash tools/verify test
+
+fix: ## Formats, and applies what clippy can mend by itself
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+pictures: ## Draws examples/pictures again (needs python3)
+	python3 -m venv target/pictures-venv
+	target/pictures-venv/bin/python -m pip install --quiet pillow==12.0.0
+	target/pictures-venv/bin/python examples/make_pictures.py
+
+clean-tools: ## Forgets what was fetched into .tools
+	rm -rf .tools
