@@ -36,14 +36,30 @@ pub struct Appender {
     next: u64,
     pushes: mpsc::Sender<Push>,
     durable: watch::Receiver<Result<u64, Error>>,
+    /// Why no further task is taken, in a batch that ended.
+    ended: Option<Error>,
 }
 
 impl Node {
-    /// Opens an append stream.
+    /// Opens an append stream. Into a batch that ended, tasks that it has may be repeated: whoever missed the
+    /// end finds it so.
     pub async fn append(&self, batch: &BatchKey) -> Result<Appender, Error> {
-        let handle = self.owned(batch).await?;
-        let total = handle.view().borrow().state.total.cast_unsigned();
         let (pushes, receiver) = mpsc::channel(PUSHES);
+        let handle = match self.owned(batch).await {
+            Err(ended @ Error::WrongState { .. }) => {
+                let total = self.stored_view(batch).await?.state.total.cast_unsigned();
+                return Ok(Appender {
+                    shared: self.shared.clone(),
+                    batch: batch.clone(),
+                    next: total + 1,
+                    pushes,
+                    durable: watch::channel(Ok(total)).1,
+                    ended: Some(ended),
+                });
+            }
+            handle => handle?,
+        };
+        let total = handle.view().borrow().state.total.cast_unsigned();
         let (durable, seen) = watch::channel(Ok(total));
         let writer =
             Writer { shared: self.shared.clone(), batch: batch.clone(), handle, next: total + 1, durable };
@@ -54,6 +70,7 @@ impl Node {
             next: total + 1,
             pushes,
             durable: seen,
+            ended: None,
         })
     }
 }
@@ -75,6 +92,9 @@ impl Appender {
         let known = usize::try_from(self.next - first).unwrap_or(usize::MAX);
         if known >= tasks.len() {
             return self.failure();
+        }
+        if let Some(ended) = &self.ended {
+            return Err(ended.clone());
         }
         tasks.drain(..known);
         let bytes: usize = tasks.iter().map(|task| task.encoded_len() + 8).sum();
