@@ -98,16 +98,13 @@ impl Builder {
             (false, None) => Some(etcd::shared().await.endpoint()),
         };
         let mut flags = self.flags;
-        match &etcd {
-            Some(endpoint) => {
-                flags.push(("store".into(), format!("etcd:{endpoint}")));
-                flags.push(("prefix".into(), prefix.clone()));
-            }
-            None => {
-                flags.push(("store".into(), format!("embedded:{}", dir.path().join("state").display())));
-                // It is etcd's.
-                flags.retain(|(name, _)| name != "session-ttl");
-            }
+        if let Some(endpoint) = &etcd {
+            flags.push(("store".into(), format!("etcd:{endpoint}")));
+            flags.push(("prefix".into(), prefix.clone()));
+        } else {
+            flags.push(("store".into(), format!("embedded:{}", dir.path().join("state").display())));
+            // It is etcd's.
+            flags.retain(|(name, _)| name != "session-ttl");
         }
         flags.push(("objects".into(), dir.path().join("objects").display().to_string()));
         let mut cluster =
@@ -330,7 +327,7 @@ impl Cluster {
             Ok(Ok(seen)) if seen.state() == state => seen,
             Ok(Ok(seen)) => panic!("{batch} should be {state:?}, and ended: {seen:#?}"),
             Ok(Err(error)) => panic!("{batch} should be {state:?}: {error}"),
-            Err(_) => panic!("{batch} isn't {state:?} yet: {:#?}", self.get(batch).await),
+            Err(late) => panic!("{batch} isn't {state:?} yet ({late}): {:#?}", self.get(batch).await),
         }
     }
 

@@ -148,7 +148,7 @@ impl Gate {
         };
         match tokio::time::timeout(crate::wait::PATIENCE, wait).await {
             Ok(answer) => answer,
-            Err(_) => panic!("not in time: {what}; seen: {:#?}", self.seen()),
+            Err(late) => panic!("{late}: {what}; seen: {:#?}", self.seen()),
         }
     }
 

@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use tranche_coordinator::store::keys::{self, BatchKey};
 use tranche_proto::v1;
 
+/// The changes of one revision: key without the prefix, and what was put; `None`: deleted.
+pub type Changes = Vec<(String, Option<Vec<u8>>)>;
+
 /// Every change under a prefix, by revision. Changes of one revision were one transaction.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// By revision: key without the prefix, and what was put; `None`: deleted.
-    pub changes: BTreeMap<u64, Vec<(String, Option<Vec<u8>>)>>,
+    /// By revision.
+    pub changes: BTreeMap<u64, Changes>,
 }
 
 /// One batch's records as of one revision.
@@ -54,7 +57,7 @@ impl History {
         let end = format!("{prefix}~end");
         let put = client.kv_client().put(end.as_str(), "", None::<PutOptions>).await.expect("a mark");
         let last = put.header().expect("etcd sends one").revision().cast_unsigned();
-        let mut changes: BTreeMap<u64, Vec<(String, Option<Vec<u8>>)>> = BTreeMap::new();
+        let mut changes: BTreeMap<u64, Changes> = BTreeMap::new();
         'reading: loop {
             let response = stream.message().await.expect("a watch").expect("a watch that goes on");
             assert!(!response.canceled(), "etcd has forgotten: {}", response.cancel_reason());

@@ -45,7 +45,9 @@ async fn origin_2_2_workers_queue_and_queue_again_after_each_range() {
     // Whoever is done stands in line again: the third, the first, the second.
     for (index, done) in [(2, 2), (0, 2), (1, 2)] {
         gates[index].pass(1);
-        gates[index].until("the next range is here", |g| (g.seen_of("stage").len() == done).then_some(())).await;
+        gates[index]
+            .until("the next range is here", |g| (g.seen_of("stage").len() == done).then_some(()))
+            .await;
         gates[index].wait_staging(1).await;
     }
     let history = cluster.assert_invariants(&batch).await;
@@ -53,7 +55,9 @@ async fn origin_2_2_workers_queue_and_queue_again_after_each_range() {
         dealt(&history.first_leases()),
         [(1, 10, "a"), (11, 20, "b"), (21, 30, "c"), (31, 40, "c"), (41, 50, "a"), (51, 60, "b")]
     );
-    gates.iter().for_each(|gate| gate.open());
+    for gate in &gates {
+        gate.open();
+    }
     cluster.seal(&batch).await;
     cluster.wait_state(&batch, State::Committed).await;
 }

@@ -70,7 +70,10 @@ async fn i8_the_same_request_makes_one_batch_and_the_same_append_no_second_task(
     cluster.worker("w1", 2).await;
     let done = cluster.wait_state(&once.name, State::Committed).await;
     assert_eq!(done.counters.unwrap().committed, 100);
+    cluster.wait_swept(&once.name).await;
     let submitted = client.submit(request(batch_for("noop")), tokio_stream::iter(all)).await.unwrap();
-    assert_eq!(submitted.name, once.name);
+    assert_eq!((submitted.name.as_str(), submitted.state()), (once.name.as_str(), State::Committed));
+    let error = client.append(&once.name, tokio_stream::iter(tasks(101))).await.unwrap_err();
+    assert_eq!((error.code(), error.reason().as_deref()), (Code::FailedPrecondition, Some("WRONG_STATE")));
     cluster.assert_invariants(&once.name).await;
 }

@@ -38,7 +38,8 @@ async fn broken_pictures_are_listed_and_the_manifest_appears_last() {
     assert_eq!(manifest["batch"], batch);
     assert_eq!(manifest["count"], good.len());
     let objects = manifest["objects"].as_array().unwrap();
-    let mut listed: Vec<_> = objects.iter().map(|object| object["key"].as_str().unwrap().to_owned()).collect();
+    let mut listed: Vec<_> =
+        objects.iter().map(|object| object["key"].as_str().unwrap().to_owned()).collect();
     listed.sort();
     assert_eq!(listed, good);
     let sums = tranche_tests::snapshot(&library.library);
