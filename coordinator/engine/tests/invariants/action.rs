@@ -59,6 +59,8 @@ pub(crate) enum Action {
     },
     /// The owner hears of the decision.
     Hear,
+    /// A moment passes, and the owner does all that there is to do.
+    Turn,
     Step,
     Land,
     /// The store couldn't say what became of the write, and it wasn't applied.
@@ -96,7 +98,7 @@ pub(crate) enum How {
 fn how() -> impl Strategy<Value = How> {
     prop_oneof![
         6 => Just(How::Well),
-        2 => (0u64..3).prop_map(How::Partly),
+        4 => (0u64..3).prop_map(How::Partly),
         1 => Just(How::AllFail),
         1 => Just(How::Error),
         1 => Just(How::Nonsense),
@@ -104,15 +106,16 @@ fn how() -> impl Strategy<Value = How> {
     ]
 }
 
-pub(crate) fn action() -> impl Strategy<Value = Action> {
+/// `calm`: how many times as often as faults ordinary work happens.
+pub(crate) fn action(calm: u32) -> impl Strategy<Value = Action> {
     let worker = 0..WORKERS;
     prop_oneof![
-        5 => (1u64..30, prop::bool::weighted(0.15), prop::bool::weighted(0.1))
+        2 + calm => (1u64..30, prop::bool::weighted(0.15), prop::bool::weighted(0.1))
             .prop_map(|(tasks, again, gap)| Action::Append { tasks, again, gap }),
         1 => Just(Action::Seal),
-        1 => Just(Action::Retry),
-        12 => worker.clone().prop_map(|worker| Action::Ask { worker }),
-        16 => (worker.clone(), 0usize..8, how())
+        2 * calm => Just(Action::Retry),
+        8 * calm => worker.clone().prop_map(|worker| Action::Ask { worker }),
+        12 * calm => (worker.clone(), 0usize..8, how())
             .prop_map(|(worker, lease, how)| Action::Work { worker, lease, how }),
         2 => (worker.clone(), 0usize..8).prop_map(|(worker, report)| Action::Repeat { worker, report }),
         1 => (worker.clone(), 0usize..8).prop_map(|(worker, lease)| Action::Release { worker, lease }),
@@ -120,11 +123,12 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         2 => worker.clone().prop_map(|worker| Action::Start { worker }),
         1 => worker.clone().prop_map(|worker| Action::Break { worker }),
         2 => worker.prop_map(|worker| Action::Attach { worker }),
-        1 => (prop::bool::weighted(0.7), any::<bool>())
+        1 => (prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(commit, told)| Action::Decide { commit, told }),
         1 => Just(Action::Hear),
-        14 => Just(Action::Step),
-        14 => Just(Action::Land),
+        8 * calm => Just(Action::Turn),
+        10 => Just(Action::Step),
+        10 => Just(Action::Land),
         1 => Just(Action::Refuse),
         1 => Just(Action::LoseAnswer),
         1 => Just(Action::Doubt),

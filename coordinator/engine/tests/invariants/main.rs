@@ -15,7 +15,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::time::{SystemTime, UNIX_EPOCH};
 use world::World;
 
-fn run(cases: u32, length: std::ops::Range<usize>, poisoned: bool) {
+fn run(cases: u32, length: std::ops::Range<usize>, calm: u32, poisoned: bool) {
     // Another seed each time; `TRANCHE_SEED` repeats one.
     let seed = std::env::var("TRANCHE_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| {
@@ -26,9 +26,13 @@ fn run(cases: u32, length: std::ops::Range<usize>, poisoned: bool) {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let poison = if poisoned { (1u64..60).prop_map(Some).boxed() } else { Just(None).boxed() };
-    let input = (a_spec(), poison, prop::collection::vec(action(), length));
+    let input = (a_spec(), poison, prop::collection::vec(action(calm), length));
     let verdict = runner.run(&input, |(spec, poison, actions)| {
         let mut world = World::new(spec, poison);
+        if calm > 1 {
+            // Without this most lives would end before there is much to lose.
+            world.begin_with(120).map_err(TestCaseError::fail)?;
+        }
         for action in &actions {
             world.act(action).map_err(TestCaseError::fail)?;
         }
@@ -41,15 +45,20 @@ fn run(cases: u32, length: std::ops::Range<usize>, poisoned: bool) {
 
 #[test]
 fn the_rules_hold_whatever_happens_and_every_batch_ends() {
-    run(600, 20..200, false);
+    run(500, 20..200, 1, false);
 }
 
 #[test]
 fn the_rules_hold_with_a_task_that_kills_its_worker() {
-    run(300, 20..150, true);
+    run(300, 50..250, 3, true);
 }
 
 #[test]
 fn the_rules_hold_in_short_lives() {
-    run(1500, 1..40, false);
+    run(1000, 1..40, 1, false);
+}
+
+#[test]
+fn the_rules_hold_in_long_lives_with_few_faults() {
+    run(250, 150..400, 5, false);
 }

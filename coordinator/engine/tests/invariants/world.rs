@@ -79,6 +79,14 @@ impl World {
         }
     }
 
+    /// Tasks that are there from the start.
+    pub(crate) fn begin_with(&mut self, tasks: u64) -> Result<(), String> {
+        self.append(tasks, false, false);
+        self.step();
+        self.land();
+        self.verdict()
+    }
+
     pub(crate) fn verdict(&mut self) -> Result<(), String> {
         match self.broken.take().or_else(|| self.desk.broken.take()) {
             Some(text) => Err(text),
@@ -114,6 +122,13 @@ impl World {
             Action::Attach { worker } => self.attach(*worker),
             Action::Decide { commit, told } => self.decide(*commit, *told),
             Action::Hear => self.hear(),
+            Action::Turn => {
+                self.pass(25, true);
+                for _ in 0..3 {
+                    self.step();
+                    self.land();
+                }
+            }
             Action::Step => self.step(),
             Action::Land => self.land(),
             Action::Refuse => {
