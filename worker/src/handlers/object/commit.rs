@@ -29,19 +29,19 @@ pub(super) fn commit(lease: &CommitLease, roots: &Roots) -> Result<u64, HandlerE
     for won in lease.attempts.iter().filter(|attempt| !attempt.runs.is_empty()) {
         let name = won.token.to_string();
         let dir = batch.open_dir(&name).map_err(disk("opening the staged attempt", &name))?;
-        if !attempt::is_committed(&dir) {
+        if !attempt::is_committed(&dir, &won.runs) {
             // Before the first file leaves: publish needs it, and the sync below makes it durable too.
             attempt::write_winner(&dir, &won.runs)?;
             move_all(won, &name, &dir, &library)?;
-            moved.push(dir);
+            moved.push((dir, &won.runs));
         }
     }
     if !moved.is_empty() {
         // Staging is on the library's file system, so this makes both ends of the renames durable.
         sync.file_system()?;
     }
-    for dir in &moved {
-        attempt::mark_committed(dir)?;
+    for (dir, runs) in &moved {
+        attempt::mark_committed(dir, runs)?;
     }
     Ok(lease.tasks())
 }

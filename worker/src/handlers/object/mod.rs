@@ -14,8 +14,8 @@
 //! ```text
 //! {staging}/{batch id}/{epoch}-{counter}/tree/{key}     what a lease staged
 //!                                       /index.jsonl    sequence, key, size, blake3; durable before the report
-//!                                       /winner.json    commit: the numbers that this attempt won
-//!                                       /committed      commit: all of them are in the library, durably
+//!                                       /winner-{N}     commit: the numbers that this attempt won in one range
+//!                                       /committed-{N}  commit: all of them are in the library, durably
 //! {library}/_tranche/{batch id}.json                    publish: what the batch brought; the last to appear
 //! ```
 //!

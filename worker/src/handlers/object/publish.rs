@@ -93,9 +93,8 @@ fn winners(staging: &Dir) -> Result<Vec<(u64, String, Vec<Range>)>, HandlerError
         let Ok(name) = entry.file_name().into_string() else { continue };
         if entry.file_type().map_err(reading())?.is_dir() {
             let dir = entry.open_dir().map_err(disk("opening", &name))?;
-            if let Some(runs) = attempt::read_winner(&dir, &name)?
-                && let Some(first) = runs.first()
-            {
+            let runs = attempt::read_winners(&dir, &name)?;
+            if let Some(first) = runs.first() {
                 winners.push((first.first, name, runs));
             }
         }

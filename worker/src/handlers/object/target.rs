@@ -22,6 +22,9 @@ pub(super) struct Located {
     pub(super) staging: PathBuf,
     /// The folder around staging, if it is ours.
     pub(super) around: Option<PathBuf>,
+    /// As they were given: what an error has to name.
+    given_library: PathBuf,
+    given_staging: PathBuf,
 }
 
 impl Target {
@@ -71,15 +74,16 @@ impl Target {
             let rule = format!("staging and library (`{}`) must not contain each other", library.display());
             return Err(ParamError::new("staging", staging.display(), rule));
         }
-        Ok(Located { library, staging, around })
+        let given_staging = self.staging.clone().unwrap_or_else(|| staging.clone());
+        Ok(Located { library, staging, around, given_library: self.library.clone(), given_staging })
     }
 }
 
 impl Located {
     /// Refuses places outside of the roots.
     pub(super) fn check(&self, roots: &Roots) -> Result<(), ParamError> {
-        roots.check("library", &self.library, &self.library)?;
-        roots.check("staging", &self.staging, &self.staging)
+        roots.check("library", &self.given_library, &self.library)?;
+        roots.check("staging", &self.given_staging, &self.staging)
     }
 }
 

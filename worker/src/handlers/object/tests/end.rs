@@ -44,8 +44,7 @@ async fn commit_goes_on_wherever_it_was_interrupted() {
                 }
             }
             if winner_written {
-                std::fs::write(world.staging().join("b1/5-1/winner.json"), r#"{"runs":[[1,1],[3,3]]}"#)
-                    .unwrap();
+                std::fs::write(world.staging().join("b1/5-1/winner-1"), r#"{"runs":[[1,1],[3,3]]}"#).unwrap();
             }
             assert_eq!(world.object.commit(&world.commit_lease(attempts)).await, Ok(3), "{moved:b}");
             assert_eq!(files(&world.library()), expected(), "{moved:b}");
@@ -60,6 +59,20 @@ async fn commit_moves_only_what_the_attempt_won() {
     attempts[0].runs = vec![Range { first: 3, last: 3 }];
     assert_eq!(world.object.commit(&world.commit_lease(attempts)).await, Ok(2));
     assert_eq!(files(&world.library()), [("b/c", "2".to_owned()), ("d", "3".to_owned())]);
+}
+
+/// Its range was split after it had reported: each half is a commit lease of its own.
+#[tokio::test]
+async fn an_attempt_that_won_in_two_ranges_is_committed_in_both() {
+    let world = World::new();
+    let both = two_attempts(&world).await.remove(0);
+    let half = |number| vec![Attempt { runs: vec![Range { first: number, last: number }], ..both.clone() }];
+    assert_eq!(world.object.commit(&world.commit_lease(half(1))).await, Ok(1));
+    assert_eq!(files(&world.library()), [("a", "1".to_owned())]);
+    assert_eq!(world.object.commit(&world.commit_lease(half(3))).await, Ok(1));
+    assert_eq!(files(&world.library()), [("a", "1".to_owned()), ("b/c", "2".to_owned())]);
+    let info = BatchInfo { staged: 2, ..world.batch() };
+    assert_eq!(world.object.publish(&info).await, Ok(()), "the manifest has both");
 }
 
 #[tokio::test]
