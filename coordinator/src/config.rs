@@ -91,6 +91,15 @@ pub enum StoreConfig {
     },
 }
 
+impl fmt::Display for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded { path } => write!(f, "embedded:{}", path.display()),
+            Self::Etcd { endpoints, .. } => write!(f, "etcd:{}", endpoints.join(",")),
+        }
+    }
+}
+
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

@@ -34,8 +34,10 @@ pub enum StartError {
     #[error("can't start: {0}")]
     Node(#[from] Error),
     /// The store didn't answer within `start_timeout`.
-    #[error("store not reached within {waited:?} (start_timeout): {last}")]
+    #[error("store {store} not reached within {waited:?} (start_timeout): {last}")]
     StoreAway {
+        /// Which store, as in the configuration.
+        store: String,
         /// How long it was tried.
         waited: Duration,
         /// The last failure.
@@ -150,9 +152,9 @@ async fn open_within(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             return Err(StartError::Node(last.into()));
         }
         if waited + pause >= config.start_timeout {
-            return Err(StartError::StoreAway { waited, last });
+            return Err(StartError::StoreAway { store: config.store.to_string(), waited, last });
         }
-        tracing::warn!(error = %last, ?waited, "store not reached yet, trying again");
+        tracing::warn!(store = %config.store, error = %last, ?waited, "store not reached yet, trying again");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
     }
