@@ -1,6 +1,7 @@
 //! After the decision: ranges are made final or removed, then the batch is closed, swept and folded.
 
-use super::{Batch, LiveLease, Waiting};
+use super::lease::LiveLease;
+use super::{Batch, Waiting};
 use crate::Phase;
 use crate::event::{Attempt, Command, Grant, Report, ReportResult};
 use crate::ids::{Now, Token, WorkerKey};
@@ -270,7 +271,7 @@ impl Batch {
             .iter()
             .filter(|(_, range)| range.failed_runs.is_empty())
             .map(|(first, _)| *first)
-            .take(super::WRITE_RECORDS)
+            .take(super::write::WRITE_RECORDS)
             .collect();
         self.dirty.state = true;
         for first in &foldable {

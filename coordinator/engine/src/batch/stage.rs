@@ -1,6 +1,8 @@
 //! Dealing out the sequence, and what comes back: everything before the decision.
 
-use super::{Batch, LINGER, LiveLease, RECORD_BYTES, Waiting};
+use super::lease::LiveLease;
+use super::write::RECORD_BYTES;
+use super::{Batch, LINGER, Waiting};
 use crate::Phase;
 use crate::event::{Answer, Command, Grant, OpId, Refusal, Report, ReportResult};
 use crate::ids::{Now, WorkerKey};

@@ -1,6 +1,7 @@
 //! Workers of a batch: who lives, who left, whose leases lapse.
 
-use super::{Batch, LiveLease, Waiting};
+use super::lease::LiveLease;
+use super::{Batch, Waiting};
 use crate::Phase;
 use crate::event::Command;
 use crate::ids::{Now, Token, WorkerKey};
@@ -165,6 +166,11 @@ impl Batch {
             let lease = self.leases.remove(&token).expect("listed above");
             self.requeue(&lease, now);
             self.after.push(Command::Freed { worker: worker.clone(), token });
+        }
+        for token in held.iter().filter(|token| !self.leases.contains_key(token)) {
+            // It was lost meanwhile. A report of it that is still to come is answered all the same.
+            let (worker, reason) = (worker.clone(), "the lease ended while the worker was away");
+            self.after.push(Command::Revoke { worker, token: *token, reason });
         }
         if let Some(decision) = &self.records.decision
             && !self.records.state.state.is_final()

@@ -37,6 +37,23 @@ fn a_lease_that_its_worker_does_not_name_after_a_take_over_goes_to_the_front() {
 }
 
 #[test]
+fn a_lease_that_a_worker_still_holds_after_it_was_lost_is_revoked() {
+    let mut desk = Desk::of(20);
+    let (a, b) = (worker("a"), worker("b"));
+    let lost = desk.lease(&a);
+    desk.wait_seconds(11);
+    desk.settle();
+    let again = desk.lease(&b);
+    assert_eq!(again.run, lost.run);
+    desk.attach(&a, &[lost.token]);
+    let commands = desk.settle();
+    let [Command::Revoke { worker, token, .. }] = commands.as_slice() else { panic!("{commands:?}") };
+    assert_eq!((worker, *token), (&a, lost.token));
+    desk.report(done(&again));
+    assert_eq!(acks(&desk.settle()), [ReportResult::Durable]);
+}
+
+#[test]
 fn a_grant_that_is_not_sent_yet_is_not_lost_by_an_attach() {
     let mut desk = Desk::of(20);
     let a = worker("a");

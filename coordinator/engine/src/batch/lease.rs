@@ -1,0 +1,98 @@
+//! Leases that are out: asked for, and reported about.
+
+use super::Batch;
+use super::workers::WorkerState;
+use crate::Phase;
+use crate::event::{Command, Report, ReportResult};
+use crate::ids::{Now, Token, WorkerKey};
+use crate::record::State;
+use crate::runs::Run;
+use std::time::Duration;
+
+/// A lease that is out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseView {
+    /// Its token.
+    pub token: Token,
+    /// Who holds it.
+    pub worker: WorkerKey,
+    /// What it asks.
+    pub phase: Phase,
+    /// Its range.
+    pub run: Run,
+    /// How often the range was leased before.
+    pub attempt: u32,
+    /// When it was granted.
+    pub granted_at: Duration,
+    /// When it ends unless a heartbeat renews it.
+    pub expires_at: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct LiveLease {
+    pub(super) worker: WorkerKey,
+    pub(super) run: Run,
+    pub(super) phase: Phase,
+    pub(super) attempt: u32,
+    pub(super) granted_at: Duration,
+    /// When its worker could first know of it; `None`: its write isn't durable yet. Zero: another owner
+    /// sent it.
+    pub(super) sent_at: Option<Duration>,
+}
+
+impl Batch {
+    pub(super) fn request(&mut self, worker: WorkerKey, now: Now) {
+        let state = self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(now.at));
+        state.seen = state.seen.max(now.at);
+        let granted = match self.records.state.state {
+            // It was taken from the queue just before its life ended.
+            _ if state.gone => false,
+            State::Importing if self.records.decision.is_none() => self.grant_stage(&worker, now),
+            State::Importing | State::Held => false,
+            State::Committing | State::RollingBack | State::Committed | State::RolledBack => {
+                self.grant_finish(&worker, now)
+            }
+        };
+        if granted {
+            if let Some(state) = self.workers.get_mut(&worker) {
+                state.told_to_leave = None;
+            }
+        } else {
+            self.out.push(Command::Return { worker });
+        }
+    }
+
+    pub(super) fn report(&mut self, report: Report, now: Now) {
+        let Report { worker, token, phase, .. } = &report;
+        let (worker, token) = (worker.clone(), *token);
+        let known = self.leases.get(&token).is_some_and(|l| l.worker == worker && l.phase == *phase);
+        if !known {
+            let result = self.settled_before(token, *phase);
+            // In `after`: it may be the repeat of a report that is in this very write.
+            self.after.push(Command::Ack { worker, token, result });
+            return;
+        }
+        match phase {
+            Phase::Stage => self.report_stage(report, now),
+            Phase::Commit | Phase::Rollback => self.report_range(report, now),
+            Phase::Publish | Phase::Sweep => self.report_closing(report, now),
+        }
+        self.maybe_leave(&worker);
+    }
+
+    /// What to say of a report whose lease isn't out: it may be the repeat of one that counted.
+    pub(super) fn settled_before(&self, token: Token, phase: Phase) -> ReportResult {
+        let counted =
+            self.records.ranges.values().any(|range| range.winners.iter().any(|w| w.token == token));
+        match self.records.decision {
+            _ if counted => ReportResult::Durable,
+            Some(_) if phase == Phase::Stage => ReportResult::Decided,
+            Some(_) | None => ReportResult::Stale,
+        }
+    }
+
+    pub(super) fn next_token(&mut self) -> Token {
+        self.records.cutoff.next_token += 1;
+        Token { epoch: self.epoch, counter: self.records.cutoff.next_token }
+    }
+}
