@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,6 +40,13 @@ impl Workers {
     pub fn new(node: Arc<Node>, shutdown: CancellationToken, tasks: TaskTracker) -> Self {
         Self { node, shutdown, tasks }
     }
+}
+
+/// How long a stream may bring nothing: two heartbeats may be late. It ends before the leases of its worker
+/// do, since what a silent worker lost must not be leased to it again. One that was only slow attaches anew,
+/// and keeps its leases.
+fn silence_limit(lease_ttl: Duration) -> Duration {
+    lease_ttl * 3 / 4
 }
 
 #[tonic::async_trait]
@@ -92,19 +100,29 @@ async fn serve(
     tracing::info!(worker.id = %worker.id, slots, held = held.len(), "worker attached");
     let mut session = Attached { node: node.clone(), worker: worker.clone(), id, work: JoinSet::new() };
     session.announce(held).await;
+    let silence = silence_limit(config.lease_ttl);
+    let mut silent_at = Instant::now() + silence;
     let result = loop {
         tokio::select! {
+            // In this order: frames that keep coming hold nothing up, and a frame comes before the silence,
+            // since after a pause of our own both are there.
+            biased;
+            () = end.cancelled() => break Err(Status::aborted("this stream was replaced, or not read")),
+            () = shutdown.cancelled() => break Err(Status::from(Error::ShuttingDown)),
+            Some(_) = session.work.join_next(), if !session.work.is_empty() => {}
             frame = frames.message() => match frame {
                 Ok(Some(request)) => {
+                    silent_at = Instant::now() + silence;
                     node.shared().dispatch.seen(id);
                     if let Err(status) = session.frame(request.frame) { break Err(status); }
                 }
                 Ok(None) => break Ok(()),
                 Err(status) => { tracing::debug!(worker.id = %worker.id, %status, "stream broke"); break Ok(()) }
             },
-            () = end.cancelled() => break Err(Status::aborted("this stream was replaced, or not read")),
-            () = shutdown.cancelled() => break Err(Status::from(Error::ShuttingDown)),
-            Some(_) = session.work.join_next(), if !session.work.is_empty() => {}
+            () = tokio::time::sleep_until(silent_at) => {
+                tracing::info!(worker.id = %worker.id, ?silence, "worker is silent, its stream is ended");
+                break Err(Status::aborted(format!("nothing was heard for {silence:?}")));
+            }
         }
     };
     node.shared().dispatch.detach(id);
