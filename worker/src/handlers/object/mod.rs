@@ -103,6 +103,9 @@ impl Inner {
                     // It may be that the folders aren't what they were: open them anew next time.
                     self.forget(&lease.batch.name);
                 }
+                if staged == Err(HandlerError::Cancelled) {
+                    remove::abandon(&lease.batch, &target);
+                }
                 staged
             }
             Err(OpenError::Param(error)) => Ok(all_failed(lease, &error)),

@@ -41,13 +41,25 @@ pub(super) fn sweep(batch: &BatchInfo, roots: &Roots) -> Result<u64, HandlerErro
     let sync = Sync::open(&staging, "staging")?;
     remove(&staging, id)?;
     sync.file_system()?;
-    // Not if another batch is in it, or has removed it.
+    remove_empty(&located);
+    Ok(found)
+}
+
+/// After a lease of the batch was cancelled: removes the batch's folder if that was all there is in it.
+pub(super) fn abandon(batch: &BatchInfo, target: &Target) {
+    let (Ok(located), Ok(id)) = (target.locate(), batch_dir_name(batch)) else { return };
+    if std::fs::remove_dir(located.staging.join(id)).is_ok() {
+        remove_empty(&located);
+    }
+}
+
+/// Removes staging, unless another batch is in it.
+fn remove_empty(located: &Located) {
     if std::fs::remove_dir(&located.staging).is_ok()
         && let Some(around) = &located.around
     {
         std::fs::remove_dir(around).ok();
     }
-    Ok(found)
 }
 
 /// The batch's folder; none if nothing of it (of `names`, if there are any) is staged.

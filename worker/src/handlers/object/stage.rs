@@ -26,10 +26,10 @@ pub(super) fn stage(
 ) -> Result<Staged, HandlerError> {
     let name = attempt::name(lease);
     let staged = Stager::new(places, target, &name, cancel)?.run(lease, progress);
-    if let Err(error) = &staged
-        && *error != HandlerError::Cancelled
-    {
-        // Nothing was reported: give the space back, above all when the disk is full.
+    if staged.is_err() {
+        // Nothing was reported, nor will be: give the space back, above all when the disk is full. A lease that
+        // was cancelled may have been begun after its batch's end, by a worker that was paused: nobody else
+        // would ever find what it left.
         places.batch.remove_dir_all(&name).ok();
     }
     staged

@@ -59,7 +59,7 @@ async fn a_lease_that_is_run_again_starts_afresh() {
 }
 
 #[tokio::test]
-async fn a_cancelled_lease_stops_and_leaves_only_its_attempt() {
+async fn a_cancelled_lease_stops_and_leaves_nothing() {
     let world = World::new();
     // A file that doesn't end soon: all holes.
     let huge = std::fs::File::create(world.path("source/huge")).unwrap();
@@ -78,8 +78,8 @@ async fn a_cancelled_lease_stops_and_leaves_only_its_attempt() {
     let (result, ()) = tokio::join!(world.object.stage(&lease, &cancel, &progress), canceller);
     assert_eq!(result, Err(HandlerError::Cancelled));
     assert_eq!(progress.done(), 1);
-    let left: Vec<_> = std::fs::read_dir(world.staging().join("b1")).unwrap().collect();
-    assert_eq!(left.len(), 1);
+    // Not even empty folders: the batch may have ended long ago.
+    assert!(!world.path(".library.tranche").exists());
     assert!(!world.path("library").exists());
     world.rollback(&[3]).await.unwrap();
     assert_eq!(files(&tree(&world.path(".library.tranche"))), []);
