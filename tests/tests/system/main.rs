@@ -5,3 +5,4 @@ mod dealing;
 mod invariants;
 mod phases;
 mod pictures;
+mod troubles;
