@@ -80,6 +80,14 @@ pub enum Error {
         /// What came.
         got: u64,
     },
+    /// Another stream appended in between; this one has to begin again after what is durable.
+    #[error("{batch}: another stream appended meanwhile, {durable} tasks are durable; open a new stream")]
+    Overtaken {
+        /// The batch.
+        batch: BatchKey,
+        /// Tasks that are durable.
+        durable: u64,
+    },
     /// An append to a sealed batch.
     #[error("{batch} is sealed at {total} tasks")]
     Sealed {

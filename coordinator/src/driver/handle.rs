@@ -105,7 +105,8 @@ impl Pending {
         let batch = self.key;
         let Ok(answer) = self.answer.await else { return Err(Error::NotOwned { batch }) };
         answer.map_err(|refusal| match refusal {
-            Refusal::Gap(expected) => Error::Gap { batch, expected, got: 0 },
+            // A stream's own segments follow each other: another stream's came in between.
+            Refusal::Gap(expected) => Error::Overtaken { batch, durable: expected - 1 },
             Refusal::Sealed(total) => Error::Sealed { batch, total },
             Refusal::TotalMismatch(durable) => Error::TotalMismatch { batch, said: 0, durable },
             Refusal::Decided => {

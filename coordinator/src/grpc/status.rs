@@ -79,6 +79,14 @@ fn table(error: &Error) -> Row {
                 ("first_sequence", got.to_string()),
             ],
         ),
+        // ABORTED, which the code's definition gives to conflicts of concurrent calls: a client whose stream
+        // broke may meet what that one left behind, and resumes.
+        Error::Overtaken { batch, durable } => row(
+            Code::Aborted,
+            "APPEND_OVERTAKEN",
+            [("batch", batch.to_string()), ("durable_through", durable.to_string())],
+        )
+        .again(RETRY_SOON),
         Error::Sealed { batch, total } => row(
             Code::FailedPrecondition,
             "BATCH_SEALED",
@@ -212,6 +220,13 @@ mod tests {
                 "APPEND_GAP",
                 "batch=namespaces/ns/batches/b1 expected_sequence=4 first_sequence=6",
                 false,
+            ),
+            (
+                Error::Overtaken { batch: batch.clone(), durable: 5 },
+                Code::Aborted,
+                "APPEND_OVERTAKEN",
+                "batch=namespaces/ns/batches/b1 durable_through=5",
+                true,
             ),
             (
                 Error::Sealed { batch: batch.clone(), total: 9 },

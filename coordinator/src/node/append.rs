@@ -159,9 +159,9 @@ impl Writer {
             } else {
                 tokio::select! {
                     biased;
-                    Some((answer, permits)) = answers.next(), if !answers.is_empty() => {
+                    Some((answer, last, permits)) = answers.next(), if !answers.is_empty() => {
                         drop::<Vec<OwnedSemaphorePermit>>(permits);
-                        self.answered(answer)?;
+                        self.answered(answer, last)?;
                         continue;
                     }
                     push = pushes.recv(), if room && open && left_over.is_none() => {
@@ -184,6 +184,7 @@ impl Writer {
             }
             let record = self.shared.objects.write_segment(&self.batch, self.next, &tasks).await?;
             self.next += tasks.len() as u64;
+            let last = self.next - 1;
             let segment = Segment {
                 run: Run::new(record.first.cast_unsigned(), record.last.cast_unsigned()),
                 object: record.object,
@@ -191,14 +192,17 @@ impl Writer {
                 crc32c: record.crc32c,
             };
             let pending = self.handle.begin(&self.batch, Op::Append(segment)).await?;
-            answers.push_back(async move { (pending.answer().await, permits) });
+            answers.push_back(async move { (pending.answer().await, last, permits) });
         }
         Ok(())
     }
 
-    fn answered(&self, answer: Result<Answer, Error>) -> Result<(), Error> {
+    fn answered(&self, answer: Result<Answer, Error>, last: u64) -> Result<(), Error> {
         match answer? {
             Answer::Appended(through) => {
+                // Another stream may have brought more. This one is only told of what it sent itself: its
+                // client would go on after the rest, which here is a gap.
+                let through = through.min(last);
                 self.durable.send_if_modified(|durable| {
                     let grew = matches!(durable, Ok(before) if *before < through);
                     if grew {

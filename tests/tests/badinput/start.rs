@@ -66,7 +66,8 @@ async fn values_that_are_none() {
     // A path that can't be a folder.
     let taken = file(dir.path(), "");
     let store = format!("embedded:{taken}/x");
-    let ran = start("tranche-coordinator", &["--listen", "127.0.0.1:0", "--store", &store]).await;
+    let words = ["--listen", "127.0.0.1:0", "--store", &store, "--start-timeout", "300ms"];
+    let ran = start("tranche-coordinator", &words).await;
     assert!(matches!(ran.code(), Some(1 | 2)), "{ran:?}");
     ran.says(&[&taken]);
 }

@@ -128,3 +128,36 @@ async fn i8_tasks_sent_again_after_a_kill_are_there_once_and_unchanged() {
     let expected = (1..=total).map(|n| (n.cast_unsigned(), (format!("key-{n}"), format!("payload-{n}"))));
     assert!(*seen == expected.collect(), "every task once, as it was sent");
 }
+
+/// A stream that broke may still have tasks on their way when the next one asks what is durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn i8_appends_resume_beside_what_a_broken_stream_left_behind() {
+    let cluster = Cluster::start().await;
+    let collect = Arc::new(Collect::default());
+    let _worker = cluster.attach("w", 2, vec![collect.clone()]).await;
+    let options = tranche_client::Options { chunk_tasks: 7, ..Default::default() };
+    let client = tranche_client::Client::connect_lazy(cluster.url(0), options).unwrap();
+    for _ in 0..8 {
+        collect.0.lock().unwrap().clear();
+        let batch = cluster.create(batch_for("collect")).await;
+        let (requests, outbox) = tokio::sync::mpsc::channel(64);
+        for first in (1..400).step_by(10) {
+            let tasks = (first..first + 10).map(task).collect();
+            let message = v1::AppendTasksRequest { name: batch.clone(), first_sequence: first, tasks };
+            requests.send(message).await.unwrap();
+        }
+        let mut broken =
+            cluster.client().batches().append_tasks(ReceiverStream::new(outbox)).await.unwrap().into_inner();
+        broken.next().await.expect("what is durable at the start").expect("no error");
+        drop(broken);
+        let submit = async || client.append(&batch, tokio_stream::iter((1..=500).map(task))).await;
+        let (one, other) = tokio::join!(submit(), submit());
+        assert_eq!((one.expect("appended"), other.expect("appended, too")), (500, 500));
+        cluster.client().seal(&batch, Some(500)).await.expect("each is there once");
+        cluster.wait_state(&batch, State::Committed).await;
+        let seen = collect.0.lock().unwrap();
+        let expected =
+            (1..=500).map(|n: i64| (n.cast_unsigned(), (format!("key-{n}"), format!("payload-{n}"))));
+        assert!(*seen == expected.collect(), "every task once, as it was sent");
+    }
+}
