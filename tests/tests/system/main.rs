@@ -3,6 +3,7 @@
 mod approval;
 mod dealing;
 mod invariants;
+mod lifetimes;
 mod phases;
 mod pictures;
 mod troubles;
