@@ -2,18 +2,17 @@
 
 use crate::etcd::{self, EtcdServer, free_port};
 use crate::history::History;
+use crate::in_process::InProcess;
 use crate::process::{Process, program};
 use crate::wait::{PATIENCE, eventually};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tranche_client::v1::batch::State;
 use tranche_client::{Client, Options, v1};
 use tranche_coordinator::store::keys::BatchKey;
-use tranche_worker::{Handler, Worker};
+use tranche_worker::Handler;
 
 /// How often a coordinator is started: another process may take its port between choice and start.
 const START_ATTEMPTS: usize = 5;
@@ -360,48 +359,6 @@ impl Cluster {
 /// The store's name of a batch.
 pub fn key(batch: &str) -> BatchKey {
     BatchKey::parse(batch).unwrap_or_else(|| panic!("{batch} is no batch name"))
-}
-
-/// A worker in the test's own process.
-#[derive(Debug)]
-pub struct InProcess {
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl InProcess {
-    /// Starts a worker, and waits until it is attached.
-    pub async fn start(config: tranche_worker::Config, handlers: Vec<Arc<dyn Handler>>) -> Self {
-        let worker = Worker::new(config, handlers);
-        let mut attached = worker.attached();
-        let stop = CancellationToken::new();
-        let run = worker.run(stop.clone());
-        let task = tokio::spawn(async move { run.await.expect("a right configuration") });
-        let attach = attached.wait_for(Option::is_some);
-        tokio::time::timeout(PATIENCE, attach)
-            .await
-            .expect("a coordinator that takes it in")
-            .expect("it runs");
-        Self { stop, task }
-    }
-
-    /// Lets it drain and end.
-    pub async fn drain(mut self) {
-        self.stop.cancel();
-        (&mut self.task).await.expect("a worker that ends");
-    }
-
-    /// Makes it vanish: nothing more is said or done, and its connection breaks.
-    pub async fn vanish(mut self) {
-        self.task.abort();
-        let _ = (&mut self.task).await;
-    }
-}
-
-impl Drop for InProcess {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// A batch for the handler, with nothing else said.

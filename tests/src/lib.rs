@@ -9,15 +9,17 @@ pub mod command;
 pub mod etcd;
 pub mod gate;
 pub mod history;
+pub mod in_process;
 pub mod invariants;
 pub mod library;
 pub mod process;
 pub mod wait;
 
-pub use cluster::{Builder, Cluster, InProcess};
+pub use cluster::{Builder, Cluster};
 pub use command::{Ran, Session, grpcurl, run, tranche};
 pub use gate::{Gate, Seen};
 pub use history::{BatchHistory, History, Snapshot};
+pub use in_process::InProcess;
 pub use library::{Library, snapshot};
 pub use process::Process;
 pub use wait::eventually;
