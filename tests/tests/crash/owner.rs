@@ -35,6 +35,14 @@ async fn i6_a_second_coordinator_owns_a_batch_only_when_the_first_is_gone() {
     assert_eq!((info.reason.as_str(), info.metadata["batch"].as_str()), ("NO_OWNER", own.as_str()));
     assert!(error.message().contains(&own), "{error}");
 
+    // A decision can be made anywhere; the owner acts on it.
+    let cancelled = cluster.create(batch_for("gate")).await;
+    cluster.append(&cancelled, 1, tasks(3)).await;
+    let answer = second.cancel(&cancelled, "anna", "at the other one").await.expect("cancelled");
+    assert_eq!(answer.decision.expect("made").actor, "anna");
+    let ended = cluster.wait_state(&cancelled, State::RolledBack).await;
+    assert_eq!(ended.decision.expect("made").actor, "anna");
+
     // It takes over, and finishes what the first began.
     cluster.coordinator(0).kill9();
     gate.open();
