@@ -6,6 +6,7 @@
 use crate::dispatch::{Hello, OUTBOUND_BOUND, SessionId};
 use crate::driver::records::token_from;
 use crate::error::Error;
+use crate::grpc::validate;
 use crate::node::Node;
 use crate::store::keys::BatchKey;
 use std::collections::HashMap;
@@ -82,7 +83,7 @@ async fn serve(
         .await
         .map_err(|_| Status::deadline_exceeded("no hello came"))??;
     let Some(Frame::Hello(hello)) = first.and_then(|request| request.frame) else {
-        return Err(Status::invalid_argument("the first frame must be hello"));
+        return Err(invalid("frame", "the first frame must be hello"));
     };
     let hello = checked(hello, peer)?;
     let worker = hello.worker.clone();
@@ -133,7 +134,7 @@ async fn serve(
 }
 
 fn checked(hello: v1::Hello, peer: String) -> Result<Hello, Status> {
-    let bad = |field: &str, text: &str| Err(Status::invalid_argument(format!("hello.{field}: {text}")));
+    let bad = |field: &str, text: &str| Err(invalid(&format!("hello.{field}"), text));
     if hello.worker.is_empty() || hello.worker.len() > MAX_WORKER_ID {
         return bad("worker", "must have 1 to 128 characters");
     }
@@ -143,9 +144,12 @@ fn checked(hello: v1::Hello, peer: String) -> Result<Hello, Status> {
     if hello.handlers.is_empty() {
         return bad("handlers", "must name at least one");
     }
+    if let Some(wrong) = hello.handlers.iter().find(|handler| !validate::is_handler_name(handler)) {
+        return bad("handlers", &format!("{wrong:?} must be 1 to 63 of a-z, 0-9, - and _"));
+    }
     if !hello.protocol_versions.contains(&PROTOCOL_VERSION) {
         let text = format!("must contain {PROTOCOL_VERSION}, has {:?}", hello.protocol_versions);
-        return Err(Status::failed_precondition(format!("hello.protocol_versions: {text}")));
+        return bad("protocol_versions", &text);
     }
     let mut held = Vec::with_capacity(hello.held.len());
     for lease in &hello.held {
@@ -209,8 +213,18 @@ impl Attached {
             Some(Frame::Heartbeat(heartbeat)) => dispatch.heartbeat(self.id, heartbeat.number),
             Some(Frame::Report(report)) => {
                 let (batch, token) = batch_and_token(&report.batch, report.token.as_ref())?;
+                let event = match decoded(&self.worker, token, &report) {
+                    Ok(event) => event,
+                    Err(message) => {
+                        dispatch
+                            .ack(&self.worker, answer(&report, v1::report_ack::Result::Invalid, &message));
+                        // The stream ends: the lease is out for as long as its worker is heard, and on a new
+                        // one it no longer says that it holds it.
+                        return Err(invalid("report", &message));
+                    }
+                };
                 let (node, worker) = (self.node.clone(), self.worker.clone());
-                self.work.spawn(async move { settle(&node, worker, batch, token, report).await });
+                self.work.spawn(async move { settle(&node, worker, batch, event, report).await });
             }
             Some(Frame::Release(release)) => {
                 let (batch, token) = batch_and_token(&release.batch, release.token.as_ref())?;
@@ -221,7 +235,7 @@ impl Attached {
                 let batch = batch_of(&ack.batch)?;
                 self.tell(batch, Event::PhaseAck { worker: self.worker.clone() });
             }
-            Some(Frame::Hello(_)) => return Err(Status::invalid_argument("hello came twice")),
+            Some(Frame::Hello(_)) => return Err(invalid("hello", "came twice")),
             // A newer peer's frame: to pass over it could mean anything.
             None => return Err(Status::unimplemented("unknown frame")),
         }
@@ -239,35 +253,22 @@ impl Attached {
 }
 
 fn batch_of(name: &str) -> Result<BatchKey, Status> {
-    BatchKey::parse(name).ok_or_else(|| Status::invalid_argument(format!("batch: {name:?} is no batch name")))
+    Ok(validate::batch_name("batch", name)?)
 }
 
 fn batch_and_token(name: &str, token: Option<&v1::Token>) -> Result<(BatchKey, Token), Status> {
-    let token = token.ok_or_else(|| Status::invalid_argument("token: is required"))?;
+    let token = token.ok_or_else(|| invalid("token", "is required"))?;
     Ok((batch_of(name)?, token_from(token)))
 }
 
 /// Brings a report to its batch. Until it is acknowledged the worker keeps it, so whatever fails here is
 /// tried again with the next stream.
-async fn settle(node: &Node, worker: WorkerKey, batch: BatchKey, token: Token, report: v1::Report) {
-    let answer = |result: v1::report_ack::Result, message: String| v1::ReportAck {
-        token: report.token,
-        result: result.into(),
-        message,
-    };
-    let dispatch = &node.shared().dispatch;
-    let event = match decoded(&worker, token, &report) {
-        Ok(event) => event,
-        Err(message) => {
-            dispatch.ack(&worker, answer(v1::report_ack::Result::Invalid, message));
-            return;
-        }
-    };
+async fn settle(node: &Node, worker: WorkerKey, batch: BatchKey, mut event: Report, report: v1::Report) {
     let Some(handle) = node.handle_of(&batch).await else {
-        dispatch.ack(&worker, answer(v1::report_ack::Result::UnknownBatch, String::new()));
+        let unknown = answer(&report, v1::report_ack::Result::UnknownBatch, "");
+        node.shared().dispatch.ack(&worker, unknown);
         return;
     };
-    let mut event = event;
     if !report.failures.is_empty() {
         // The details must be durable before the transaction that counts them.
         let first = report.failures.iter().map(|f| f.sequence.cast_unsigned()).min().unwrap_or(0);
@@ -275,7 +276,7 @@ async fn settle(node: &Node, worker: WorkerKey, batch: BatchKey, token: Token, r
         let objects = &node.shared().objects;
         let mut pause = Duration::from_millis(100);
         let object = loop {
-            let token = (token.epoch.0, token.counter);
+            let token = (event.token.epoch.0, event.token.counter);
             match objects.write_failures(&batch, first, token, Vec::clone(&failures)).await {
                 Ok(object) => break object,
                 Err(error) => {
@@ -290,6 +291,14 @@ async fn settle(node: &Node, worker: WorkerKey, batch: BatchKey, token: Token, r
         event.failure_object = Some(object);
     }
     handle.event(Event::Report(event)).await;
+}
+
+fn answer(report: &v1::Report, result: v1::report_ack::Result, message: &str) -> v1::ReportAck {
+    v1::ReportAck { token: report.token, result: result.into(), message: message.to_owned() }
+}
+
+fn invalid(field: &str, text: &str) -> Status {
+    validate::invalid(field, text).into()
 }
 
 fn bounded(failure: &v1::TaskFailure) -> v1::TaskFailure {

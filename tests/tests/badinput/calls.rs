@@ -78,7 +78,7 @@ async fn a_spec_beyond_its_limits() {
         (
             with(|b| {
                 b.failure_limit =
-                    Some(v1::FailureLimit { max_failed_ratio: Some(f64::NAN), ..Default::default() })
+                    Some(v1::FailureLimit { max_failed_ratio: Some(f64::NAN), ..Default::default() });
             }),
             "batch.failure_limit.max_failed_ratio",
             ["is NaN", "0.0 to 1.0"],

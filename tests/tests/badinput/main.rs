@@ -4,6 +4,7 @@ mod calls;
 mod disk;
 mod files;
 mod start;
+mod stream;
 
 use tranche_client::{Error, v1};
 use tranche_tests::Cluster;

@@ -38,6 +38,11 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// A text of these lines.
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    lines.flat_map(|line| [line, "\n".to_owned()]).collect()
+}
+
 /// What is printed first: the batch's id.
 fn id(ran: &Ran) -> String {
     ran.stdout.lines().next().expect("a line").to_owned()
@@ -98,7 +103,7 @@ async fn manifests_are_submitted() {
         let (size, sum) = (bytes.len(), blake3::hash(&bytes));
         (serde_json::json!({"key": key, "size": size, "checksum": format!("blake3:{sum}")}), size, sum)
     };
-    let ndjson = |keys: &[String]| keys.iter().map(|key| format!("{}\n", line(key).0)).collect::<String>();
+    let ndjson = |keys: &[String]| lines(keys.iter().map(|key| line(key).0.to_string()));
 
     let file = cluster.data().join("first.ndjson");
     std::fs::write(&file, ndjson(&keys[..4])).unwrap();
@@ -155,7 +160,7 @@ async fn a_held_batch_is_retried_and_committed_or_cancelled() {
     gate.fail([2, 4], "BROKEN");
     let _worker = cluster.attach("w", 2, vec![gate.clone()]).await;
     let cli = Cli::of(&cluster);
-    let lines: String = (1..=5).map(|n| format!("{{\"key\":\"k{n}\"}}\n")).collect();
+    let lines = lines((1..=5).map(|n| format!("{{\"key\":\"k{n}\"}}")));
     let words =
         ["submit", "--manifest", "-", "--format", "ndjson", "--handler", "gate", "--approve", "--wait"];
     let held = cli.with_input(&words, &lines).await.exits(5);
@@ -223,7 +228,7 @@ async fn a_submission_is_resumed_by_its_request_id() {
     let cli = Cli::of(&cluster);
     let words =
         ["submit", "--manifest", "-", "--format", "ndjson", "--handler", "noop", "--request-id", "night"];
-    let lines: String = (1..=50).map(|n| format!("{{\"key\":\"k{n}\"}}\n")).collect();
+    let lines = lines((1..=50).map(|n| format!("{{\"key\":\"k{n}\"}}")));
     let mut session = Session::start("tranche", &cli.words(&words));
     for line in lines.lines().take(20) {
         session.type_line(line).await;

@@ -18,7 +18,7 @@ async fn an_import_answers_while_it_runs() {
     assert!(listed.contains(BATCHES), "{listed}");
     let held = eventually("all is staged", async || {
         let batches = rpc.unary("ListBatches", json!({"states": ["STATE_HELD"]})).await;
-        Some(batches["batches"][0].clone()).filter(|batch| batch.is_object())
+        Some(batches["batches"][0].clone()).filter(serde_json::Value::is_object)
     });
     let held = held.await;
     assert_eq!(held["counters"]["staged"], "20", "{held}");
