@@ -125,3 +125,29 @@ async fn ctrl_c_leaves_the_library_as_it_was() {
     assert_whole(&library, false);
     assert!(!snapshot(&library.library).is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_after_the_decision_waits_for_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = Library::with_files(dir.path(), "library", FILES);
+    let import = start(&library, &[]);
+    eventually("files arrive", async || Some(()).filter(|()| arrived(&library) > 0)).await;
+    import.signal(Signal::INT);
+    let ran = import.ended().await.exits(0);
+    assert!(ran.stdout.contains("COMMITTED"), "{}", ran.stdout);
+    library.assert_exactly(library.keys());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_import_into_the_same_library_says_that_there_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = Library::with_files(dir.path(), "library", 20);
+    let mut import = start(&library, &["--approve"]);
+    import.said("importing ").await;
+    let ran = tranche(&words(&library, &other(&library), &[])).await.exits(1);
+    ran.says(&["in use by another process", "does another import into this library run?"]);
+    import.type_line("y").await;
+    import.ended().await.exits(0);
+    library.assert_exactly(library.keys());
+    assert_eq!(settle(&library).await, None);
+}

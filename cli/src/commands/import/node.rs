@@ -30,6 +30,10 @@ const POLL: Duration = Duration::from_millis(20);
 /// wait long for leases that nobody holds.
 const LEASE_TTL: Duration = Duration::from_secs(4);
 
+/// How long to wait for a store that another import has: one that is just ending is let go; a longer wait
+/// would only look as if nothing happened.
+const STORE_WITHIN: Duration = Duration::from_secs(2);
+
 /// The two, running.
 pub(super) struct Node {
     address: SocketAddr,
@@ -50,6 +54,7 @@ impl Node {
         let listen = SocketAddr::from(([127, 0, 0, 1], port));
         let config = Config {
             listen,
+            start_timeout: STORE_WITHIN,
             lease_ttl: LEASE_TTL,
             shutdown_grace: Duration::from_secs(5),
             ..Config::embedded(state.to_owned())
