@@ -64,6 +64,16 @@ impl Handle {
         &self.handler
     }
 
+    /// Whether its driver takes nothing any more.
+    pub fn ended(&self) -> bool {
+        self.inputs.is_closed()
+    }
+
+    /// Whether both lead to the same driver.
+    pub fn same(&self, other: &Self) -> bool {
+        self.inputs.same_channel(&other.inputs)
+    }
+
     /// Tells the driver of an event. `false`: it isn't there any more.
     pub async fn event(&self, event: Event) -> bool {
         self.inputs.send(Input::Event(event)).await.is_ok()

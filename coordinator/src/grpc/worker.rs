@@ -194,7 +194,7 @@ impl Attached {
             let (node, worker) = (self.node.clone(), self.worker.clone());
             self.work.spawn(async move {
                 // A batch that gets its owner only now hears of the leases when it is registered.
-                if node.handle_of(&batch).await.is_none() {
+                if let Ok(None) = node.handle_of(&batch).await {
                     for token in tokens {
                         node.shared().dispatch.revoke(&worker, &batch, token, "the batch isn't known");
                     }
@@ -264,33 +264,47 @@ fn batch_and_token(name: &str, token: Option<&v1::Token>) -> Result<(BatchKey, T
 /// Brings a report to its batch. Until it is acknowledged the worker keeps it, so whatever fails here is
 /// tried again with the next stream.
 async fn settle(node: &Node, worker: WorkerKey, batch: BatchKey, mut event: Report, report: v1::Report) {
-    let Some(handle) = node.handle_of(&batch).await else {
-        let unknown = answer(&report, v1::report_ack::Result::UnknownBatch, "");
-        node.shared().dispatch.ack(&worker, unknown);
-        return;
-    };
-    if !report.failures.is_empty() {
-        // The details must be durable before the transaction that counts them.
-        let first = report.failures.iter().map(|f| f.sequence.cast_unsigned()).min().unwrap_or(0);
-        let failures = report.failures.iter().map(bounded).collect();
-        let objects = &node.shared().objects;
-        let mut pause = Duration::from_millis(100);
-        let object = loop {
-            let token = (event.token.epoch.0, event.token.counter);
-            match objects.write_failures(&batch, first, token, Vec::clone(&failures)).await {
-                Ok(object) => break object,
-                Err(error) => {
-                    tracing::warn!(batch.id = %batch, %error, "failures not written yet");
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
-                        () = node.shared().stop.cancelled() => return,
-                    }
+    loop {
+        let handle = match node.handle_of(&batch).await {
+            Ok(Some(handle)) => handle,
+            Ok(None) => {
+                let unknown = answer(&report, v1::report_ack::Result::UnknownBatch, "");
+                node.shared().dispatch.ack(&worker, unknown);
+                return;
+            }
+            // It isn't for this coordinator to say any more; the worker brings it to the next owner.
+            Err(_) => return,
+        };
+        if !report.failures.is_empty() && event.failure_object.is_none() {
+            let Some(object) = write_failures(node, &batch, event.token, &report).await else { return };
+            event.failure_object = Some(object);
+        }
+        // A driver that just ended takes nothing; the batch's next one does.
+        if handle.event(Event::Report(event.clone())).await {
+            return;
+        }
+    }
+}
+
+/// Makes the details of a report's failures durable, which they must be before the transaction that counts
+/// them. `None`: the coordinator stops.
+async fn write_failures(node: &Node, batch: &BatchKey, token: Token, report: &v1::Report) -> Option<String> {
+    let first = report.failures.iter().map(|f| f.sequence.cast_unsigned()).min().unwrap_or(0);
+    let failures: Vec<_> = report.failures.iter().map(bounded).collect();
+    let token = (token.epoch.0, token.counter);
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match node.shared().objects.write_failures(batch, first, token, failures.clone()).await {
+            Ok(object) => return Some(object),
+            Err(error) => {
+                tracing::warn!(batch.id = %batch, %error, "failures not written yet");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
+                    () = node.shared().stop.cancelled() => return None,
                 }
             }
-        };
-        event.failure_object = Some(object);
+        }
     }
-    handle.event(Event::Report(event)).await;
 }
 
 fn answer(report: &v1::Report, result: v1::report_ack::Result, message: &str) -> v1::ReportAck {

@@ -1,10 +1,11 @@
 //! CreateBatch: one transaction makes the batch, owned by whoever makes it.
 
-use super::{Node, View, ownership, shared::wall_ms};
+use super::{Node, Shared, View, ownership, shared::wall_ms};
 use crate::driver::ledger;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{Txn, TxnOutcome, commit};
+use crate::store::{SessionId, Txn, TxnOutcome, commit};
+use std::sync::Arc;
 use tranche_proto::stored::Stored;
 use tranche_proto::v1;
 
@@ -40,16 +41,15 @@ impl Node {
             let name = keys::request(namespace, request_id);
             txn = txn.absent(name.clone()).put(name, Stored::new(request).encode());
         }
-        match commit::commit(&*shared.store, &txn).await? {
-            TxnOutcome::Applied(_) => {}
+        // A task of its own, since a caller may hang up: a batch that is made is driven.
+        let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), txn, session));
+        match made.await.map_err(|_| Error::ShuttingDown)?? {
+            TxnOutcome::Applied(_) => self.get(&batch).await,
             // Somebody used the request id in the meantime.
             TxnOutcome::Refused => {
-                return self.repeated(namespace, &spec, request_id).await?.ok_or(Error::NotOwned { batch });
+                self.repeated(namespace, &spec, request_id).await?.ok_or(Error::NotOwned { batch })
             }
         }
-        tracing::info!(batch.id = %batch, "batch created");
-        ownership::drive(shared, &batch).await?;
-        self.get(&batch).await
     }
 
     /// The batch that this request made before.
@@ -75,4 +75,19 @@ impl Node {
         }
         Ok(Some(view))
     }
+}
+
+/// Makes the batch and begins to drive it.
+async fn make(
+    shared: Arc<Shared>,
+    batch: BatchKey,
+    txn: Txn,
+    session: SessionId,
+) -> Result<TxnOutcome, Error> {
+    let outcome = commit::commit(&*shared.store, &txn).await?;
+    if let TxnOutcome::Applied(epoch) = outcome {
+        tracing::info!(batch.id = %batch, "batch created");
+        ownership::drive_created(&shared, &batch, epoch, session).await?;
+    }
+    Ok(outcome)
 }

@@ -127,21 +127,27 @@ impl Node {
                 }
             }
         };
-        tokio::time::timeout(OWNER_WAIT, waiting).await.map_err(|_| Error::NotOwned { batch: batch.clone() })
+        tokio::select! {
+            handle = waiting => Ok(handle),
+            () = tokio::time::sleep(OWNER_WAIT) => Err(Error::NotOwned { batch: batch.clone() }),
+            () = self.shared.stop.cancelled() => Err(Error::ShuttingDown),
+        }
     }
 
     /// The handle of a batch that needs an owner, once it has one here; `None`: there is no such batch, or
-    /// it needs none any more. Waits as long as the store is away or the owner is elsewhere.
-    pub(crate) async fn handle_of(&self, batch: &BatchKey) -> Option<Handle> {
+    /// it needs none any more. Waits as long as the store is away or the owner is elsewhere, until this
+    /// coordinator stops: then nothing is known of the batch.
+    pub(crate) async fn handle_of(&self, batch: &BatchKey) -> Result<Option<Handle>, Error> {
         loop {
             match self.owned(batch).await {
-                Ok(handle) => return Some(handle),
-                Err(Error::NotFound(_) | Error::WrongState { .. }) => return None,
+                Ok(handle) => return Ok(Some(handle)),
+                Err(Error::NotFound(_) | Error::WrongState { .. }) => return Ok(None),
+                Err(Error::ShuttingDown) => return Err(Error::ShuttingDown),
                 Err(error) => {
                     tracing::debug!(batch.id = %batch, %error, "waiting for the batch's owner");
                     tokio::select! {
                         () = tokio::time::sleep(Duration::from_millis(200)) => {}
-                        () = self.shared.stop.cancelled() => return None,
+                        () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
                     }
                 }
             }
@@ -211,3 +217,6 @@ fn stored_view(
 
 /// Which batches are owned here.
 type Registry = HashMap<BatchKey, Handle>;
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use crate::config::{DEFAULT_SESSION_TTL, StoreConfig};
 use crate::driver::{Driver, ledger, records};
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{RangeOptions, Session, Txn, TxnOutcome, Watch, WatchEvent, commit};
+use crate::store::{RangeOptions, Revision, Session, SessionId, Txn, TxnOutcome, Watch, WatchEvent, commit};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +68,7 @@ async fn own(
     let mut decisions = store.watch(keys::DECISIONS, revision).await?;
     register(shared, &session).await?;
     shared.session.send_replace(Some(session.id));
-    let term = Term { stop: CancellationToken::new(), drivers: TaskTracker::new() };
+    let term = Term { stop: shared.stop.child_token(), drivers: TaskTracker::new() };
     *shared.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(term.clone());
     let served = serve(shared, &mut session, &mut locks, &mut decisions, ready).await;
     shared.session.send_replace(None);
@@ -122,13 +122,13 @@ async fn serve(
                 Some(WatchEvent::Put(entry)) => {
                     let batch = entry.key.strip_prefix(keys::DECISIONS).and_then(BatchKey::from_tail);
                     if let Some(batch) = batch {
-                        tell(shared, &batch, &entry).await?;
+                        tell(shared, &batch, &entry)?;
                     }
                 }
                 Some(WatchEvent::Missed(_)) => {
                     for (batch, _) in shared.handles() {
                         if let Some(entry) = shared.store.get(&keys::decision(&batch)).await? {
-                            tell(shared, &batch, &entry).await?;
+                            tell(shared, &batch, &entry)?;
                         }
                     }
                 }
@@ -148,12 +148,14 @@ fn closed() -> Error {
     Error::Store(crate::store::StoreError::Unavailable("the store was closed".to_owned()))
 }
 
-async fn tell(shared: &Arc<Shared>, batch: &BatchKey, entry: &crate::store::Entry) -> Result<(), Error> {
+/// Tells the batch's driver of a decision. Not waited for: one driver that is slow to take it in must not
+/// keep the other batches from their owner.
+fn tell(shared: &Arc<Shared>, batch: &BatchKey, entry: &crate::store::Entry) -> Result<(), Error> {
     let Some(handle) = shared.handle(batch) else { return Ok(()) };
     let record = ledger::decode::<v1::DecisionRecord>(entry)?.value;
     let decision = records::decision_from(&record)
         .map_err(|message| Error::Damaged { what: entry.key.clone(), message })?;
-    handle.event(Event::Decided(decision)).await;
+    shared.tasks.spawn(async move { handle.event(Event::Decided(decision)).await });
     Ok(())
 }
 
@@ -221,16 +223,50 @@ async fn take(shared: &Arc<Shared>, batch: &BatchKey) -> Result<(), Error> {
         TxnOutcome::Refused => Ok(()),
         TxnOutcome::Applied(epoch) => {
             tracing::info!(batch.id = %batch, epoch, "sequence lock taken");
-            drive(shared, batch).await
+            drive(shared, batch, epoch).await
         }
     }
 }
 
-/// Drives a batch whose lock this coordinator holds.
-pub(super) async fn drive(shared: &Arc<Shared>, batch: &BatchKey) -> Result<(), Error> {
+/// Drives a batch that this coordinator just made, with its lock in this session. Nobody else would: so it
+/// isn't given up while the session lives.
+pub(super) async fn drive_created(
+    shared: &Arc<Shared>,
+    batch: &BatchKey,
+    epoch: Revision,
+    session: SessionId,
+) -> Result<(), Error> {
+    loop {
+        match begin(shared, batch, epoch).await {
+            Err(Error::Store(error)) if *shared.session.borrow() == Some(session) => {
+                tracing::warn!(batch.id = %batch, %error, "new batch can't be read, tried again");
+                tokio::select! {
+                    () = tokio::time::sleep(PAUSE) => {}
+                    () = shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                }
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn begin(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
+    if shared.handle(batch).is_none() {
+        drive(shared, batch, epoch).await?;
+    }
+    // The watch may have come by a decision after the records were read, when nobody was there to be told.
+    match shared.store.get(&keys::decision(batch)).await? {
+        Some(entry) => tell(shared, batch, &entry),
+        None => Ok(()),
+    }
+}
+
+/// Drives a batch whose lock this coordinator took at this epoch, unless it was lost meanwhile.
+async fn drive(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
     let loaded = match ledger::load(&*shared.store, batch).await {
-        Ok(Some(loaded)) => loaded,
-        Ok(None) => return Ok(()),
+        Ok(Some(loaded)) if loaded.lock_revision == epoch => loaded,
+        // Deleted, or another epoch began: its owner drives the batch.
+        Ok(_) => return Ok(()),
         Err(error @ Error::Damaged { .. }) => {
             tracing::error!(batch.id = %batch, %error, "batch can't be read, left alone");
             return Ok(());
@@ -240,11 +276,11 @@ pub(super) async fn drive(shared: &Arc<Shared>, batch: &BatchKey) -> Result<(), 
     let term = shared.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let Some(term) = term else { return Err(Error::ShuttingDown) };
     let (driver, handle) = Driver::new(shared.clone(), batch.clone(), loaded);
-    shared.own(batch.clone(), handle);
+    shared.own(batch.clone(), handle.clone());
     let (shared, batch) = (shared.clone(), batch.clone());
     term.drivers.spawn(async move {
         driver.run(term.stop).await;
-        shared.disown(&batch);
+        shared.disown(&batch, &handle);
     });
     Ok(())
 }

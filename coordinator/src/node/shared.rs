@@ -80,13 +80,15 @@ impl Shared {
 
     /// The handle of a batch that is owned here.
     pub fn handle(&self, batch: &BatchKey) -> Option<Handle> {
-        self.registry.read().unwrap_or_else(PoisonError::into_inner).get(batch).cloned()
+        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
+        registry.get(batch).filter(|handle| !handle.ended()).cloned()
     }
 
     /// All batches that are owned here.
     pub fn handles(&self) -> Vec<(BatchKey, Handle)> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = registry.iter().map(|(key, handle)| (key.clone(), handle.clone())).collect();
+        let driven = registry.iter().filter(|(_, handle)| !handle.ended());
+        let mut all: Vec<_> = driven.map(|(key, handle)| (key.clone(), handle.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
@@ -100,8 +102,13 @@ impl Shared {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
-    pub(super) fn disown(&self, batch: &BatchKey) {
-        self.registry.write().unwrap_or_else(PoisonError::into_inner).remove(batch);
+    /// The driver of this handle ended. Another one of the batch, of a later epoch, stays.
+    pub(super) fn disown(&self, batch: &BatchKey, handle: &Handle) {
+        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
+        if registry.get(batch).is_some_and(|registered| registered.same(handle)) {
+            registry.remove(batch);
+        }
+        drop(registry);
         self.changes.send_modify(|changes| *changes += 1);
     }
 }
