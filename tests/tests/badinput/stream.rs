@@ -206,6 +206,13 @@ async fn i9_a_worker_that_errs_and_stays_doesnt_hold_a_batch_up() {
     let mut raw = Raw::attached(&cluster).await;
     let again = raw.grant().await;
     assert_ne!(again.token, grant.token);
+    // Of another phase: the lease comes back as well.
+    let commit = i32::from(v1::Phase::Commit);
+    let wrong =
+        v1::Report { batch: batch.clone(), token: again.token, phase: commit, done: 1, ..Default::default() };
+    raw.send(Some(Frame::Report(wrong))).await;
+    raw.report_ack().await;
+    let again = raw.grant().await;
     let right = v1::Report {
         batch: batch.clone(),
         token: again.token,

@@ -3,7 +3,7 @@
 use super::Batch;
 use super::workers::WorkerState;
 use crate::Phase;
-use crate::event::{Command, Report, ReportResult};
+use crate::event::{Command, Report, ReportError, ReportResult};
 use crate::ids::{Now, Token, WorkerKey};
 use crate::record::State;
 use crate::runs::Run;
@@ -62,17 +62,21 @@ impl Batch {
         }
     }
 
-    pub(super) fn report(&mut self, report: Report, now: Now) {
-        let Report { worker, token, phase, .. } = &report;
-        let (worker, token) = (worker.clone(), *token);
-        let known = self.leases.get(&token).is_some_and(|l| l.worker == worker && l.phase == *phase);
-        if !known {
-            let result = self.settled_before(token, *phase);
+    pub(super) fn report(&mut self, mut report: Report, now: Now) {
+        let (worker, token, phase) = (report.worker.clone(), report.token, report.phase);
+        let lease = self.leases.get(&token).filter(|lease| lease.worker == worker);
+        let Some(leased) = lease.map(|lease| lease.phase) else {
+            let result = self.settled_before(token, phase);
             // In `after`: it may be the repeat of a report that is in this very write.
             self.after.push(Command::Ack { worker, token, result });
             return;
+        };
+        if phase != leased {
+            // The worker is done with the lease, whatever it did: it must not stay out.
+            let text = format!("invalid report: phase {phase:?}, the lease's is {leased:?}");
+            (report.phase, report.error) = (leased, Some(ReportError(text)));
         }
-        match phase {
+        match leased {
             Phase::Stage => self.report_stage(report, now),
             Phase::Commit | Phase::Rollback => self.report_range(report, now),
             Phase::Publish | Phase::Sweep => self.report_closing(report, now),
