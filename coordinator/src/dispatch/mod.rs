@@ -94,14 +94,35 @@ impl Dispatch {
         inner.sessions.values().map(|session| (session.worker.clone(), session.held(batch))).collect()
     }
 
-    /// A batch isn't owned here any more.
-    pub fn unregister(&self, batch: &BatchKey, handler: &str) {
+    /// The owner that registered with `wake` is none any more. Requests that it took and didn't answer queue
+    /// up again. One that registered later stays.
+    pub fn unregister(&self, batch: &BatchKey, handler: &str, wake: &Arc<Notify>) {
         let mut inner = self.lock();
-        if let Some(queue) = inner.queues.get_mut(handler) {
-            queue.unregister(batch);
+        if !inner.queues.get_mut(handler).is_some_and(|queue| queue.unregister(batch, wake)) {
+            return;
         }
         inner.revoked.remove(batch);
+        let mut waiting = Vec::new();
+        for session in inner.sessions.values_mut() {
+            while session.answered(batch).is_some() {
+                waiting.push(session.id);
+            }
+        }
+        for session in waiting {
+            inner.enqueue(session);
+        }
         inner.feed(handler);
+    }
+
+    /// Ends the streams of the workers that hold leases of this batch: they attach again, and say what they
+    /// hold and have done.
+    pub fn end_holders(&self, batch: &BatchKey) {
+        let mut inner = self.lock();
+        let holders: Vec<SessionId> =
+            inner.sessions.values().filter(|s| !s.held(batch).is_empty()).map(|s| s.id).collect();
+        for id in holders {
+            inner.end(id, "a batch that it works for changes its owner");
+        }
     }
 
     /// Takes at most `appetite` requests from the head of the queue for this batch. Fewer than there are
@@ -116,7 +137,7 @@ impl Dispatch {
             let Some((session, since)) = queue.pop(handler, sessions) else { break };
             queue.served(batch);
             let session = sessions.get_mut(&session).expect("popped from the living");
-            session.taken.push_back(since);
+            session.taken.push_back((batch.clone(), since));
             taken.push(session.worker.clone());
             if session.free(handler) {
                 queue.push_back(session.id);
@@ -131,7 +152,7 @@ impl Dispatch {
         let mut inner = self.lock();
         let Inner { queues, sessions, by_worker, .. } = &mut *inner;
         let Some(session) = by_worker.get(worker).and_then(|id| sessions.get_mut(id)) else { return };
-        session.taken.pop_front();
+        session.answered(batch);
         let id = session.id;
         if let Some(queue) = queues.get_mut(handler) {
             queue.hungry(batch, 0);
@@ -147,11 +168,11 @@ impl Dispatch {
     pub fn grant(&self, worker: &WorkerKey, delivery: Delivery) -> bool {
         let mut inner = self.lock();
         if delivery.phase == Phase::Stage && inner.revoked.contains(&delivery.batch) {
-            inner.undeliverable(worker);
+            inner.undelivered(worker, &delivery.batch);
             return false;
         }
         let Some(session) = inner.session(worker) else { return false };
-        let since = session.taken.pop_front();
+        let since = session.answered(&delivery.batch);
         session
             .outstanding
             .insert(delivery.token, Outstanding { batch: delivery.batch, bytes: delivery.bytes });
@@ -162,6 +183,11 @@ impl Dispatch {
             self.latency.add(since.elapsed());
         }
         true
+    }
+
+    /// A lease for which this batch took a request of the worker could not be sent.
+    pub fn undelivered(&self, worker: &WorkerKey, batch: &BatchKey) {
+        self.lock().undelivered(worker, batch);
     }
 
     /// Settles a report, and frees its credit.
@@ -296,9 +322,9 @@ impl Inner {
         self.sessions.get_mut(self.by_worker.get(worker)?)
     }
 
-    fn undeliverable(&mut self, worker: &WorkerKey) {
+    fn undelivered(&mut self, worker: &WorkerKey, batch: &BatchKey) {
         if let Some(session) = self.session(worker) {
-            session.taken.pop_front();
+            session.answered(batch);
             let id = session.id;
             self.enqueue(id);
         }

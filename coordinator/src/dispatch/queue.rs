@@ -41,8 +41,13 @@ impl Queue {
             .insert(batch.clone(), Backlog { stride, pass, appetite: 0, hungry_since: Instant::now(), wake });
     }
 
-    pub(super) fn unregister(&mut self, batch: &BatchKey) {
-        self.batches.remove(batch);
+    /// False: it wasn't registered with this `wake`.
+    pub(super) fn unregister(&mut self, batch: &BatchKey, wake: &Arc<Notify>) -> bool {
+        let registered = self.batches.get(batch).is_some_and(|backlog| Arc::ptr_eq(&backlog.wake, wake));
+        if registered {
+            self.batches.remove(batch);
+        }
+        registered
     }
 
     fn lowest_pass(&self) -> u64 {

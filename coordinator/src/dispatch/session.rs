@@ -63,9 +63,9 @@ pub struct Session {
     pub(super) window_leases: u32,
     pub(super) window_bytes: u64,
     pub(super) outstanding: HashMap<Token, Outstanding>,
-    /// Requests of this worker that owners took and haven't answered, with the time since which they
+    /// Requests of this worker that owners took and haven't answered: for which batch, and since when they
     /// waited.
-    pub(super) taken: VecDeque<Instant>,
+    pub(super) taken: VecDeque<(BatchKey, Instant)>,
     pub(super) end: CancellationToken,
     out: Outbound,
 }
@@ -118,6 +118,12 @@ impl Session {
         let coming = self.taken.len() as u64 * LEASE_BYTES;
         let fits = self.leases() + self.taken.len() == 0 || bytes + coming + LEASE_BYTES <= self.window_bytes;
         self.free_credit() > 0 && fits && self.handlers.iter().any(|have| have == handler)
+    }
+
+    /// The oldest request that this batch took is answered; gives the time since which it waited.
+    pub(super) fn answered(&mut self, batch: &BatchKey) -> Option<Instant> {
+        let index = self.taken.iter().position(|(by, _)| by == batch)?;
+        self.taken.remove(index).map(|(_, since)| since)
     }
 
     /// Leases of one batch that it holds.

@@ -199,3 +199,36 @@ fn leases_that_a_worker_brings_along_count_against_its_credit() {
     dispatch.freed(&worker("w1"), token(7));
     assert_eq!(dispatch.take(&key, "noop", 1).len(), 1);
 }
+
+#[test]
+fn requests_that_an_owner_took_along_queue_up_again() {
+    let dispatch = Dispatch::default();
+    let (key, wake) = (BatchKey::new("default", "a"), Arc::new(Notify::new()));
+    dispatch.register(&key, "noop", 10, wake.clone());
+    let (_session, _frames) = attach(&dispatch, "w1", 1, u64::MAX / 2);
+    assert_eq!(dispatch.take(&key, "noop", 1).len(), 1);
+    dispatch.unregister(&key, "noop", &wake);
+    let other = batch(&dispatch, "b", 10);
+    assert_eq!(dispatch.take(&other, "noop", 1).len(), 1, "its one credit isn't used up");
+}
+
+#[test]
+fn an_owner_that_ends_late_leaves_its_successor_registered() {
+    let dispatch = Dispatch::default();
+    let (key, old, new) = (BatchKey::new("default", "a"), Arc::new(Notify::new()), Arc::new(Notify::new()));
+    dispatch.register(&key, "noop", 10, old.clone());
+    dispatch.register(&key, "noop", 10, new);
+    dispatch.unregister(&key, "noop", &old);
+    let (_session, _frames) = attach(&dispatch, "w1", 1, u64::MAX / 2);
+    assert_eq!(dispatch.take(&key, "noop", 1).len(), 1);
+}
+
+#[test]
+fn the_streams_of_a_batchs_workers_end_and_no_others() {
+    let dispatch = Dispatch::default();
+    let (a, b) = (batch(&dispatch, "a", 10), batch(&dispatch, "b", 10));
+    let _frames: Vec<_> = ["w1", "w2"].map(|id| attach(&dispatch, id, 1, u64::MAX / 2)).into();
+    assert!(grant(&dispatch, &worker("w1"), &a, 1, 0) && grant(&dispatch, &worker("w2"), &b, 2, 0));
+    dispatch.end_holders(&a);
+    assert_eq!(dispatch.sessions(|session| session.worker.id.to_string()), ["w2"]);
+}

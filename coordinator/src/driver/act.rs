@@ -82,10 +82,13 @@ impl Driver {
         let segments = self.segments(&grant.runs);
         let objects = self.shared.objects.clone();
         self.deliveries.tasks.spawn(async move {
-            let (worker, token) = (grant.worker.clone(), grant.token);
+            let (worker, token, batch) = (grant.worker.clone(), grant.token, key.clone());
             match stage(&objects, &dispatch, key, head, &segments, grant).await {
                 Ok(()) => None,
-                Err(error) => Some(undeliverable(worker, token, format!("tasks can't be read: {error}"))),
+                Err(error) => {
+                    dispatch.undelivered(&worker, &batch);
+                    Some(undeliverable(worker, token, format!("tasks can't be read: {error}")))
+                }
             }
         });
     }

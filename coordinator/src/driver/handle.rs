@@ -5,7 +5,7 @@ use crate::node::View;
 use crate::store::keys::BatchKey;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
-use tranche_engine::{Answer, Event, LeaseView, Refusal, Segment};
+use tranche_engine::{Answer, Event, LeaseView, Now, Refusal, Segment};
 use tranche_proto::v1::batch::State;
 
 /// Inputs that wait for the driver. A sender waits when it is full: workers' reports and clients' calls are
@@ -15,7 +15,12 @@ pub const INPUT_BOUND: usize = 1024;
 /// What a driver is told.
 pub enum Input {
     /// Something happened.
-    Event(Event),
+    Event {
+        /// What.
+        event: Event,
+        /// When, if another time than that of its arrival matters.
+        at: Option<Now>,
+    },
     /// A client's call.
     Op {
         /// What.
@@ -76,7 +81,12 @@ impl Handle {
 
     /// Tells the driver of an event. `false`: it isn't there any more.
     pub async fn event(&self, event: Event) -> bool {
-        self.inputs.send(Input::Event(event)).await.is_ok()
+        self.inputs.send(Input::Event { event, at: None }).await.is_ok()
+    }
+
+    /// Tells the driver of an event that happened at this time, however long the driver takes to hear of it.
+    pub async fn event_at(&self, event: Event, at: Now) -> bool {
+        self.inputs.send(Input::Event { event, at: Some(at) }).await.is_ok()
     }
 
     /// Sends a call, in order with everything sent before, and gives what will be its answer.

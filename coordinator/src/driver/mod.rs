@@ -57,6 +57,7 @@ pub struct Driver {
     ledger: Ledger,
     inputs: mpsc::Receiver<Input>,
     view: watch::Sender<Arc<View>>,
+    priority: u32,
     wake: Arc<Notify>,
     ops: HashMap<OpId, oneshot::Sender<Result<Answer, Refusal>>>,
     next_op: u64,
@@ -77,11 +78,7 @@ impl Driver {
         let handler = target.map(|target| target.handler.clone()).unwrap_or_default();
         let priority = loaded.spec.batch.as_ref().map_or(1, |batch| batch.priority.max(1).cast_unsigned());
         let now = shared.now();
-        let mut batch = Batch::new(spec, Epoch(loaded.lock_revision), settings, loaded.records, now);
-        let wake = Arc::new(Notify::new());
-        for (worker, held) in shared.dispatch.register(&key, &handler, priority, wake.clone()) {
-            batch.push(Event::Attached { worker, held }, now);
-        }
+        let batch = Batch::new(spec, Epoch(loaded.lock_revision), settings, loaded.records, now);
         let (sender, inputs) = mpsc::channel(INPUT_BOUND);
         let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
         let (view, seen) = watch::channel(Arc::new(view));
@@ -95,7 +92,8 @@ impl Driver {
             ledger: loaded.ledger,
             inputs,
             view,
-            wake,
+            priority,
+            wake: Arc::new(Notify::new()),
             ops: HashMap::new(),
             next_op: 0,
             deliveries: Deliveries::default(),
@@ -105,13 +103,39 @@ impl Driver {
     }
 
     /// Drives the batch until it needs no owner any more, until `stop`, or until another owner is there.
+    ///
+    /// Its handle must be where workers that attach find it: those from before are met here.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.meet_workers();
         let result = self.drive(&stop).await;
-        self.shared.dispatch.unregister(&self.key, &self.handler);
         self.deliveries.abort().await;
+        self.inputs.close();
+        if self.ended {
+            // What came with the last write in flight: the engine knows what to say of a batch that ended.
+            while let Some(input) = self.inputs.recv().await {
+                self.take_in(input);
+            }
+            let step = self.batch.step(self.shared.now());
+            self.act(step.commands);
+        }
+        let dispatch = &self.shared.dispatch;
+        dispatch.unregister(&self.key, &self.handler, &self.wake);
+        if !self.ended && !self.shared.stop.is_cancelled() {
+            // Reports may be lost with this driver; their workers send them again only on a new stream.
+            dispatch.end_holders(&self.key);
+        }
         match result {
             Ok(()) => tracing::debug!(batch.id = %self.key, ended = self.ended, "driver stopped"),
             Err(error) => tracing::warn!(batch.id = %self.key, %error, "driver stopped"),
+        }
+    }
+
+    /// From here on requests come; which workers are there, and what they hold, is told to the engine.
+    fn meet_workers(&mut self) {
+        let now = self.shared.now();
+        let dispatch = &self.shared.dispatch;
+        for (worker, held) in dispatch.register(&self.key, &self.handler, self.priority, self.wake.clone()) {
+            self.batch.push(Event::Attached { worker, held }, now);
         }
     }
 
@@ -124,7 +148,7 @@ impl Driver {
                     return Ok(());
                 }
                 if let Some(write) = self.step() {
-                    let prepared = self.prepare(write).await?;
+                    let prepared = self.prepare(write, stop).await?;
                     let flight = self.send(&prepared);
                     in_flight = Some((prepared, flight));
                     // Whatever comes now gathers.
@@ -139,7 +163,7 @@ impl Driver {
             tokio::select! {
                 written = async { in_flight.as_mut().expect("guarded").1.as_mut().await }, if in_flight.is_some() => {
                     let (flight, _) = in_flight.take().expect("it was awaited");
-                    if let Some(again) = self.settle(flight, written).await? {
+                    if let Some(again) = self.settle(flight, written, stop).await? {
                         let flight = self.send(&again);
                         in_flight = Some((again, flight));
                     }
@@ -191,7 +215,7 @@ impl Driver {
     }
 
     /// What must be durable before the write: the report of a batch that becomes final.
-    async fn prepare(&mut self, write: Write) -> Result<InFlight, Error> {
+    async fn prepare(&mut self, write: Write, stop: &CancellationToken) -> Result<InFlight, Error> {
         let decision = write.decision.as_ref().map(|d| records::decision_record(d, &self.shared.id));
         let mut report_uri = self.ledger.report_uri.clone();
         if write.report {
@@ -206,7 +230,7 @@ impl Driver {
                         tracing::warn!(batch.id = %self.key, %error, "completion report not written yet");
                         tokio::select! {
                             () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(10)),
-                            () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                            () = stop.cancelled() => return Err(Error::ShuttingDown),
                         }
                     }
                 }
@@ -222,7 +246,15 @@ impl Driver {
         write: &Write,
         decision: Option<&v1::DecisionRecord>,
     ) -> Result<String, Error> {
-        let (failures, _) = self.shared.failures(&self.key, 0, report::FAILURES).await?;
+        let failures = match self.shared.failures(&self.key, 0, report::FAILURES).await {
+            Ok((failures, _)) => failures,
+            // They won't come back, and the batch must end; ListFailures says what is wrong.
+            Err(error @ Error::Damaged { .. }) => {
+                tracing::error!(batch.id = %self.key, %error, "completion report is without the failures");
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
         let report = report::build(&self.key, &self.spec, &write.state, decision, &self.shared.id, &failures);
         self.shared.objects.write_report(&self.key, &report).await
     }
@@ -239,7 +271,12 @@ impl Driver {
     }
 
     /// Goes on from what became of the write; gives it back when it must be tried again.
-    async fn settle(&mut self, flight: InFlight, written: Written) -> Result<Option<InFlight>, Error> {
+    async fn settle(
+        &mut self,
+        flight: InFlight,
+        written: Written,
+        stop: &CancellationToken,
+    ) -> Result<Option<InFlight>, Error> {
         match written {
             Written::Applied(revision) => {
                 self.ledger.applied(&flight.write, flight.decision, revision);
@@ -250,21 +287,21 @@ impl Driver {
                 Ok(None)
             }
             Written::Doubtful => {
-                self.reload().await?;
+                self.reload(stop).await?;
                 Ok(None)
             }
             Written::Failed(error) => {
                 tracing::warn!(batch.id = %self.key, %error, "write failed, it is tried again");
                 tokio::select! {
                     () = tokio::time::sleep(STORE_PAUSE) => Ok(Some(flight)),
-                    () = self.shared.stop.cancelled() => Err(Error::ShuttingDown),
+                    () = stop.cancelled() => Err(Error::ShuttingDown),
                 }
             }
         }
     }
 
     /// Reads the records again: somebody decided, or another owner is there.
-    async fn reload(&mut self) -> Result<(), Error> {
+    async fn reload(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
             match ledger::load(&*self.shared.store, &self.key).await {
                 Ok(Some(loaded)) if loaded.lock_revision == self.batch.epoch().0 => {
@@ -274,11 +311,13 @@ impl Driver {
                     return Ok(());
                 }
                 Ok(_) => return Err(Error::NotOwned { batch: self.key.clone() }),
-                Err(Error::Store(error)) if error.retryable() => {
+                // Also one that isn't retryable, like a permission that was taken away: the lock is held,
+                // so nobody else would go on with the batch.
+                Err(Error::Store(error)) => {
                     tracing::warn!(batch.id = %self.key, %error, "records can't be read, tried again");
                     tokio::select! {
                         () = tokio::time::sleep(STORE_PAUSE) => {}
-                        () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                        () = stop.cancelled() => return Err(Error::ShuttingDown),
                     }
                 }
                 Err(error) => return Err(error),
@@ -289,7 +328,8 @@ impl Driver {
     fn take_in(&mut self, input: Input) {
         let now = self.shared.now();
         match input {
-            Input::Event(event) => {
+            Input::Event { event, at } => {
+                let now = at.unwrap_or(now);
                 if let Event::Decided(decision) = &event
                     && self.ledger.decision.is_none()
                 {

@@ -186,9 +186,11 @@ impl Attached {
         for (batch, token) in held {
             by_batch.entry(batch).or_default().push(token);
         }
+        // What is leased to it from now on isn't among those that it named.
+        let now = self.node.shared().now();
         for (key, handle) in self.node.shared().handles() {
             let held = by_batch.remove(&key).unwrap_or_default();
-            handle.event(Event::Attached { worker: self.worker.clone(), held }).await;
+            handle.event_at(Event::Attached { worker: self.worker.clone(), held }, now).await;
         }
         for (batch, tokens) in by_batch {
             let (node, worker) = (self.node.clone(), self.worker.clone());

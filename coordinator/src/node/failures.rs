@@ -107,7 +107,16 @@ impl Shared {
         }
         let nameless: Vec<u64> =
             all.values().filter(|f| f.key.is_empty()).map(|f| f.sequence.cast_unsigned()).collect();
-        for (number, key) in self.keys_of(batch, &nameless).await? {
+        let keys = match self.keys_of(batch, &nameless).await {
+            Ok(keys) => keys,
+            // Tasks that are lost are often the very ones that failed: they are listed without their keys.
+            Err(error @ Error::Damaged { .. }) => {
+                tracing::warn!(batch.id = %batch, %error, "keys of failed tasks can't be read");
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        for (number, key) in keys {
             if let Some(failure) = all.get_mut(&number.cast_signed()) {
                 failure.key = key;
             }

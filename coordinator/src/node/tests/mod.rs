@@ -1,5 +1,8 @@
 //! A real node on the embedded store, with calls of the store that fail or wait at the worst moment.
 
+mod damaged;
+mod fake;
+mod lost;
 mod troubled;
 
 use super::*;
