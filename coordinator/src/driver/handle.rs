@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::node::View;
 use crate::store::keys::BatchKey;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
 use tranche_engine::{Answer, Event, LeaseView, Now, Refusal, Segment};
 use tranche_proto::v1::batch::State;
 
@@ -48,6 +48,7 @@ pub struct Handle {
     inputs: mpsc::Sender<Input>,
     view: watch::Receiver<Arc<View>>,
     handler: Arc<str>,
+    writing: Arc<Mutex<()>>,
 }
 
 impl Handle {
@@ -55,8 +56,9 @@ impl Handle {
         inputs: mpsc::Sender<Input>,
         view: watch::Receiver<Arc<View>>,
         handler: String,
+        writing: Arc<Mutex<()>>,
     ) -> Self {
-        Self { inputs, view, handler: handler.into() }
+        Self { inputs, view, handler: handler.into(), writing }
     }
 
     /// The batch as it is now, and its changes.
@@ -67,6 +69,12 @@ impl Handle {
     /// The batch's handler.
     pub fn handler(&self) -> &str {
         &self.handler
+    }
+
+    /// Keeps the driver from writing, once the write in flight is done, until this is dropped: for a client's
+    /// decision, which every grant of a busy owner would get ahead of otherwise.
+    pub async fn pause(&self) -> OwnedMutexGuard<()> {
+        self.writing.clone().lock_owned().await
     }
 
     /// Whether its driver takes nothing any more.

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tranche_engine::{Answer, Batch, Epoch, Event, OpId, Refusal, Settings, WorkerKey, Write};
 use tranche_proto::v1;
@@ -58,6 +58,8 @@ pub struct Driver {
     inputs: mpsc::Receiver<Input>,
     view: watch::Sender<Arc<View>>,
     priority: u32,
+    /// Held while a write is in flight.
+    writing: Arc<Mutex<()>>,
     wake: Arc<Notify>,
     ops: HashMap<OpId, oneshot::Sender<Result<Answer, Refusal>>>,
     next_op: u64,
@@ -82,7 +84,8 @@ impl Driver {
         let (sender, inputs) = mpsc::channel(INPUT_BOUND);
         let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
         let (view, seen) = watch::channel(Arc::new(view));
-        let handle = Handle::new(sender, seen, handler.clone());
+        let writing = Arc::new(Mutex::new(()));
+        let handle = Handle::new(sender, seen, handler.clone(), writing.clone());
         let driver = Self {
             shared,
             key,
@@ -93,6 +96,7 @@ impl Driver {
             inputs,
             view,
             priority,
+            writing,
             wake: Arc::new(Notify::new()),
             ops: HashMap::new(),
             next_op: 0,
@@ -260,8 +264,9 @@ impl Driver {
     }
 
     fn send(&self, flight: &InFlight) -> Pin<Box<dyn Future<Output = Written> + Send>> {
-        let (store, txn) = (self.shared.store.clone(), flight.txn.clone());
+        let (store, txn, writing) = (self.shared.store.clone(), flight.txn.clone(), self.writing.clone());
         Box::pin(async move {
+            let _writing = writing.lock().await;
             match commit::commit(&*store, &txn).await {
                 Ok(TxnOutcome::Applied(revision)) => Written::Applied(revision),
                 Ok(TxnOutcome::Refused) | Err(StoreError::Unknown(_)) => Written::Doubtful,

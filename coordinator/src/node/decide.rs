@@ -4,10 +4,11 @@
 //! creates the key first has decided, and the loser is told which it is.
 
 use super::{Node, View, shared::wall_ms};
-use crate::driver::{ledger, records};
+use crate::driver::{Handle, ledger, records};
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Txn, TxnOutcome, commit};
+use futures::future::OptionFuture;
 use std::time::Duration;
 use tranche_engine::{Decision, Event, Outcome, Reason};
 use tranche_proto::stored::Stored;
@@ -35,8 +36,12 @@ impl Node {
         message: &str,
     ) -> Result<View, Error> {
         let store = &*self.shared.store;
-        // Each turn that fails means that a grant moved the cut-off, or the state changed, in between.
+        let mut incomplete = false;
+        // Each turn that fails means that a grant moved the cut-off, or the state changed, in between: an owner
+        // elsewhere may do that. One that is here waits.
         loop {
+            let owner = self.shared.handle(batch);
+            let paused = OptionFuture::from(owner.as_ref().map(Handle::pause)).await;
             let state_key = keys::state(batch);
             let state = store.get(&state_key).await?.ok_or_else(|| Error::NotFound(batch.clone()))?;
             if let Some(entry) = store.get(&keys::decision(batch)).await? {
@@ -45,7 +50,13 @@ impl Node {
             }
             let record = ledger::decode::<v1::StateRecord>(&state)?.value;
             let cutoff_key = keys::cutoff(batch);
-            let Some(cutoff) = store.get(&cutoff_key).await? else { continue };
+            let Some(cutoff) = store.get(&cutoff_key).await? else {
+                // It may have been deleted between two reads, but not twice.
+                if std::mem::replace(&mut incomplete, true) {
+                    return Err(Error::Damaged { what: cutoff_key, message: "it is missing".to_owned() });
+                }
+                continue;
+            };
             let mut txn = Txn::new()
                 .absent(keys::decision(batch))
                 .created(state_key.clone(), state.create_revision)
@@ -76,6 +87,7 @@ impl Node {
             if commit::commit(store, &txn).await? == (TxnOutcome::Refused) {
                 continue;
             }
+            drop(paused);
             tracing::info!(batch.id = %batch, ?outcome, actor, "decided by a client");
             return self.acted_on(batch, decision).await;
         }

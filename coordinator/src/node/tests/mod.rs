@@ -1,6 +1,7 @@
 //! A real node on the embedded store, with calls of the store that fail or wait at the worst moment.
 
 mod damaged;
+mod decide;
 mod fake;
 mod lost;
 mod troubled;

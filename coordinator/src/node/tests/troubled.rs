@@ -1,10 +1,12 @@
 //! A store on which one call at a time can be made to fail, or to wait.
 
 use crate::store::embedded::Embedded;
+use crate::store::keys;
 use crate::store::{
     Entry, Page, RangeOptions, Revision, Session, SessionId, Store, StoreError, Txn, TxnOutcome, Watch,
 };
 use async_trait::async_trait;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -39,11 +41,12 @@ impl Stopped {
 pub(super) struct Troubled {
     inner: Arc<Embedded>,
     traps: Mutex<Vec<Trap>>,
+    decisions: AtomicUsize,
 }
 
 impl Troubled {
     pub(super) fn new(inner: Arc<Embedded>) -> Arc<Self> {
-        Arc::new(Self { inner, traps: Mutex::new(Vec::new()) })
+        Arc::new(Self { inner, traps: Mutex::new(Vec::new()), decisions: AtomicUsize::new(0) })
     }
 
     fn set(&self, call: &str, then: Then) {
@@ -60,6 +63,11 @@ impl Troubled {
         let ((there, reached), (go, gone)) = (oneshot::channel(), oneshot::channel());
         self.set(call, Then::Wait(there, gone));
         Stopped { reached, go }
+    }
+
+    /// How often somebody tried to decide.
+    pub(super) fn decisions(&self) -> usize {
+        self.decisions.load(Ordering::Relaxed)
     }
 
     async fn pass(&self, call: &str) -> Result<(), StoreError> {
@@ -92,6 +100,8 @@ impl Store for Troubled {
 
     async fn txn(&self, txn: &Txn) -> Result<TxnOutcome, StoreError> {
         if let Some(op) = txn.ops.first() {
+            let decides = usize::from(op.key().starts_with(keys::DECISIONS));
+            self.decisions.fetch_add(decides, Ordering::Relaxed);
             self.pass(&format!("txn {}", op.key())).await?;
         }
         self.inner.txn(txn).await
