@@ -117,19 +117,70 @@ fn absolute(param: &str, value: Option<&String>) -> Result<PathBuf, ParamError> 
     Ok(path.components().collect())
 }
 
+/// A path with its links followed; `None` when it isn't there. Other leases may be making it just now.
+fn canonical(path: &Path) -> io::Result<Option<PathBuf>> {
+    loop {
+        match path.canonicalize() {
+            Ok(real) => return Ok(Some(real)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) => match path.symlink_metadata() {
+                // A link to nothing could lead anywhere tomorrow.
+                Ok(there) if there.is_symlink() => return Err(error),
+                // It came between the two looks.
+                Ok(_) => {}
+                Err(_) => return Ok(None),
+            },
+        }
+    }
+}
+
 /// Follows the links of the part of a path that exists, and keeps the rest.
 fn locate(param: &str, path: &Path) -> Result<PathBuf, ParamError> {
     for there in path.ancestors() {
-        match there.canonicalize() {
-            Ok(real) => {
+        match canonical(there) {
+            Ok(Some(real)) => {
                 let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
                 // Joining nothing would add a slash.
                 return Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) });
             }
-            // A link to nothing could lead anywhere tomorrow.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && there.symlink_metadata().is_err() => {}
+            Ok(None) => {}
             Err(error) => return Err(ParamError::new(param, path.display(), error.to_string())),
         }
     }
     Err(ParamError::new(param, path.display(), "can't be found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Other leases make the staging folder, and other batches' sweeps remove it, at any moment.
+    #[test]
+    fn a_place_that_comes_and_goes_is_located_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let place = root.join("around/staging");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::fs::create_dir_all(&place).unwrap();
+                    std::fs::remove_dir_all(root.join("around")).unwrap();
+                }
+            });
+            let located: Vec<_> = (0..30_000).map(|_| locate("staging", &place)).collect();
+            stop.store(true, Ordering::Relaxed);
+            for one in located {
+                assert_eq!(one.map_err(|error| error.to_string()), Ok(place.clone()));
+            }
+        });
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_no_place() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(dir.path().join("nothing"), dir.path().join("link")).unwrap();
+        assert!(locate("library", &dir.path().join("link/below")).is_err());
+    }
 }
