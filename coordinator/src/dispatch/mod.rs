@@ -261,9 +261,18 @@ impl Dispatch {
         inner.next_id += 1;
         let id = SessionId(inner.next_id);
         let session = Session::new(id, hello, out);
-        let replaced: Vec<SessionId> =
-            inner.sessions.values().filter(|s| s.worker.id == session.worker.id).map(|s| s.id).collect();
-        for older in replaced {
+        let same_id = inner.sessions.values().filter(|s| s.worker.id == session.worker.id);
+        let replaced: Vec<(SessionId, bool)> =
+            same_id.map(|s| (s.id, s.worker.incarnation != session.worker.incarnation)).collect();
+        for (older, other_process) in replaced {
+            if other_process {
+                // Either it was restarted just now, or two processes share an id and end each other's leases.
+                tracing::warn!(
+                    worker.id = %session.worker.id,
+                    peer = %session.peer,
+                    "another process attached with the id of a worker that is attached; ids must differ"
+                );
+            }
             inner.end(older, "another stream attached with this worker id");
         }
         let end = session.end.clone();

@@ -29,6 +29,9 @@ use tranche_proto::v1;
 
 /// Inputs worked in before the next step: with the engine's own bound a step's worth.
 const INPUTS_A_STEP: usize = 512;
+/// Events that gather in the engine while a write is in flight. Above it senders wait: a store that is away
+/// for long must not make this process grow.
+const EVENTS_BOUND: usize = 8 * INPUTS_A_STEP;
 /// Pause before a write that the store couldn't take is tried again.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -172,7 +175,7 @@ impl Driver {
                         in_flight = Some((again, flight));
                     }
                 }
-                input = self.inputs.recv() => {
+                input = self.inputs.recv(), if self.batch.waiting_events() < EVENTS_BOUND => {
                     let Some(input) = input else { return Ok(()) };
                     self.take_in(input);
                     for _ in 0..INPUTS_A_STEP {

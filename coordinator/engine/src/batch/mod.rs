@@ -186,7 +186,13 @@ impl Batch {
 
     /// True while events wait to be worked in.
     pub fn has_events(&self) -> bool {
-        !self.inbox.is_empty() || self.heard.is_some()
+        self.waiting_events() > 0 || self.heard.is_some()
+    }
+
+    /// How many events wait to be worked in, a decision aside. The shell bounds them: above a bound of its
+    /// own it takes in no more until a write is done.
+    pub fn waiting_events(&self) -> usize {
+        self.inbox.len()
     }
 
     /// The state record, as of the last write handed out.
