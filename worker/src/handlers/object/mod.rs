@@ -19,10 +19,11 @@
 //! {library}/_tranche/{batch id}.json                    publish: what the batch brought; the last to appear
 //! ```
 //!
-//! Two tasks of different leases with the same key both count as staged; the one that commits last
-//! stays. Paths are followed through folders that are held open and never out of them (`cap-std`).
+//! Beside the attempts, `claims/{key}` says which task has a key: of two tasks with the same key, or with
+//! one key inside the other (`a`, `a/b`), the second fails, whichever leases they are in. Paths are followed through folders that are held open and never out of them (`cap-std`).
 
 mod attempt;
+mod claims;
 mod commit;
 mod copy;
 mod fail;

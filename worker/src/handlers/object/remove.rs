@@ -1,6 +1,7 @@
 //! Rollback and sweep.
 
 use super::attempt::TREE;
+use super::claims::CLAIMS;
 use super::fail::disk;
 use super::places::batch_dir_name;
 use super::sync::Sync;
@@ -31,7 +32,8 @@ pub(super) fn sweep(batch: &BatchInfo, roots: &Roots) -> Result<u64, HandlerErro
     let mut found = 0;
     for entry in dir.entries().map_err(disk("reading", id))? {
         let entry = entry.map_err(disk("reading", id))?;
-        if entry.file_type().map_err(disk("reading", id))?.is_dir() {
+        let claims = entry.file_name() == CLAIMS;
+        if !claims && entry.file_type().map_err(disk("reading", id))?.is_dir() {
             let attempt = entry.open_dir().map_err(disk("reading", id))?;
             found += files(&attempt, TREE).map_err(disk("reading", id))?;
         }
@@ -45,10 +47,16 @@ pub(super) fn sweep(batch: &BatchInfo, roots: &Roots) -> Result<u64, HandlerErro
     Ok(found)
 }
 
-/// After a lease of the batch was cancelled: removes the batch's folder if that was all there is in it.
+/// After a lease of the batch was cancelled: removes the batch's folder if no attempt is left in it. Claims
+/// without an attempt are nobody's; a lease that begins just now makes its own again.
 pub(super) fn abandon(batch: &BatchInfo, target: &Target) {
     let (Ok(located), Ok(id)) = (target.locate(), batch_dir_name(batch)) else { return };
-    if std::fs::remove_dir(located.staging.join(id)).is_ok() {
+    let path = located.staging.join(id);
+    let Ok(mut entries) = std::fs::read_dir(&path) else { return };
+    if entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == CLAIMS)) {
+        std::fs::remove_dir_all(path.join(CLAIMS)).ok();
+    }
+    if std::fs::remove_dir(path).is_ok() {
         remove_empty(&located);
     }
 }

@@ -1,6 +1,7 @@
 //! Stages a lease.
 
 use super::attempt::{self, Receipt, TREE};
+use super::claims::Claims;
 use super::copy::Copier;
 use super::fail::{StageError, TaskFail, disk, escapes};
 use super::index::{self, Entry};
@@ -42,6 +43,7 @@ struct Stager<'a> {
     sync: Sync,
     attempt: Dir,
     tree: Dir,
+    claims: Claims,
     copier: Copier<'a>,
     /// The folder in the tree that the last file went to: tasks mostly come folder by folder.
     folder: Option<(String, Dir)>,
@@ -67,8 +69,9 @@ impl<'a> Stager<'a> {
         let sync = Sync::open(&attempt, name)?;
         attempt.create_dir(TREE).map_err(disk("making", TREE))?;
         let tree = attempt.open_dir(TREE).map_err(disk("opening", TREE))?;
+        let claims = Claims::open(&places.batch)?;
         let copier = Copier::new(cancel);
-        Ok(Self { places, target, cancel, sync, attempt, tree, copier, folder: None, checked: None })
+        Ok(Self { places, target, cancel, sync, attempt, tree, claims, copier, folder: None, checked: None })
     }
 
     fn run(mut self, lease: &StageLease, progress: &Progress) -> Result<Staged, HandlerError> {
@@ -112,7 +115,10 @@ impl<'a> Stager<'a> {
         let wanted = Wanted::parse(key, &task.payload)?;
         let source = Copier::open(&self.places.source, &wanted.source)?;
         let mut staged = self.create(key)?;
-        match self.copier.copy(source, &mut staged, &wanted, self.target.check_image) {
+        let copied = self.copier.copy(source, &mut staged, &wanted, self.target.check_image);
+        // Only a task that could be staged claims its key: one that failed leaves it to another.
+        let claimed = copied.and_then(|copied| self.claims.claim(key, task.sequence).map(|()| copied));
+        match claimed {
             Ok(copied) => Ok(Entry {
                 seq: task.sequence,
                 key: task.key.clone(),

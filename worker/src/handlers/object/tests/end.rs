@@ -136,7 +136,7 @@ async fn sweep_counts_and_removes_what_a_late_worker_left() {
     let attempts = two_attempts(&world).await;
     world.object.commit(&world.commit_lease(attempts)).await.unwrap();
     // A worker that was paused stages under a token that was lost long ago.
-    world.stage(&world.lease(9, 1, &[("a", ""), ("b/c", "")])).await.unwrap();
+    world.stage(&world.lease(9, 1, &[("a", ""), ("missing", ""), ("b/c", "")])).await.unwrap();
     assert_eq!(world.object.sweep(&world.batch()).await, Ok(2));
     assert!(!world.path(".library.tranche").exists());
     assert_eq!(files(&world.library()), expected());

@@ -1,6 +1,7 @@
 //! Tests on real files.
 
 mod checks;
+mod claims;
 mod disk;
 mod end;
 mod paths;

@@ -54,7 +54,7 @@ async fn a_lease_that_is_run_again_starts_afresh() {
     let world = World::new();
     world.sources(&[("a", "1"), ("b", "2")]);
     world.stage(&world.lease(1, 1, &[("a", ""), ("b", "")])).await.unwrap();
-    world.stage(&world.lease(1, 1, &[("b", "")])).await.unwrap();
+    world.stage(&world.lease(1, 2, &[("b", "")])).await.unwrap();
     assert_eq!(files(&tree(&world.staging().join("b1/5-1/tree"))), [("b", "2".to_owned())]);
 }
 
