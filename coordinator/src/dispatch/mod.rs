@@ -254,13 +254,20 @@ impl Dispatch {
 
     // ---- from workers ----
 
-    /// A worker attached. An older session of the same worker id ends. Returns the session's id, and what
-    /// ends the session's stream from here.
-    pub fn attach(&self, hello: Hello, out: Outbound) -> (SessionId, CancellationToken) {
+    /// A worker attached. An older session of the same worker id ends. The welcome is the stream's first
+    /// frame, and whoever has read it finds the worker here. Returns the session's id, and what ends the
+    /// session's stream from here.
+    pub fn attach(
+        &self,
+        hello: Hello,
+        welcome: v1::Welcome,
+        out: Outbound,
+    ) -> (SessionId, CancellationToken) {
         let mut inner = self.lock();
         inner.next_id += 1;
         let id = SessionId(inner.next_id);
         let session = Session::new(id, hello, out);
+        session.send(Frame::Welcome(welcome));
         let same_id = inner.sessions.values().filter(|s| s.worker.id == session.worker.id);
         let replaced: Vec<(SessionId, bool)> =
             same_id.map(|s| (s.id, s.worker.incarnation != session.worker.incarnation)).collect();

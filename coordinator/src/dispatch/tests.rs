@@ -19,8 +19,10 @@ fn attach(dispatch: &Dispatch, id: &str, leases: u32, bytes: u64) -> (SessionId,
         version: String::new(),
         peer: String::new(),
     };
-    let (out, frames) = mpsc::channel(OUTBOUND_BOUND);
-    let (session, _) = dispatch.attach(hello, out);
+    let (out, mut frames) = mpsc::channel(OUTBOUND_BOUND);
+    let (session, _) = dispatch.attach(hello, v1::Welcome::default(), out);
+    let first = frames.try_recv().unwrap().unwrap().frame.unwrap();
+    assert!(matches!(first, Frame::Welcome(_)), "{first:?}");
     dispatch.credit(session, leases, bytes);
     (session, frames)
 }
@@ -176,6 +178,30 @@ fn a_new_stream_of_a_worker_ends_its_older_one() {
     assert_eq!(dispatch.sessions(|s| s.id), [second], "the older one's end changes nothing");
 }
 
+/// A worker that says "attached" on the word of its welcome is in every answer from then on.
+#[test]
+fn whoever_read_the_welcome_finds_the_worker() {
+    let dispatch = Dispatch::default();
+    std::thread::scope(|scope| {
+        for round in 0..500 {
+            let (out, mut frames) = mpsc::channel(8);
+            let hello = Hello {
+                worker: worker(&format!("w{round}")),
+                handlers: vec!["noop".to_owned()],
+                slots: 1,
+                labels: HashMap::new(),
+                held: Vec::new(),
+                version: String::new(),
+                peer: String::new(),
+            };
+            let attaching = scope.spawn(|| dispatch.attach(hello, v1::Welcome::default(), out));
+            assert!(frames.blocking_recv().is_some());
+            assert_eq!(dispatch.sessions(|s| s.id).len(), round + 1);
+            attaching.join().unwrap();
+        }
+    });
+}
+
 #[test]
 fn leases_that_a_worker_brings_along_count_against_its_credit() {
     let dispatch = Dispatch::default();
@@ -190,7 +216,7 @@ fn leases_that_a_worker_brings_along_count_against_its_credit() {
         peer: String::new(),
     };
     let (out, _frames) = mpsc::channel(8);
-    let (session, _) = dispatch.attach(hello, out);
+    let (session, _) = dispatch.attach(hello, v1::Welcome::default(), out);
     dispatch.credit(session, 1, u64::MAX / 2);
     assert!(dispatch.take(&key, "noop", 1).is_empty());
     let other = BatchKey::new("default", "b");

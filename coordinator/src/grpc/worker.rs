@@ -94,10 +94,8 @@ async fn serve(
         lease_ttl: config.lease_ttl.try_into().ok(),
         heartbeat_interval: config.heartbeat().try_into().ok(),
     };
-    let frame = Some(v1::attach_response::Frame::Welcome(welcome));
-    let _ = out.try_send(Ok(v1::AttachResponse { frame }));
     let (held, slots) = (hello.held.clone(), hello.slots);
-    let (id, end) = node.shared().dispatch.attach(hello, out.clone());
+    let (id, end) = node.shared().dispatch.attach(hello, welcome, out.clone());
     tracing::info!(worker.id = %worker.id, slots, held = held.len(), "worker attached");
     let mut session = Attached { node: node.clone(), worker: worker.clone(), id, work: JoinSet::new() };
     session.announce(held).await;

@@ -33,7 +33,7 @@ impl FakeWorker {
         let worker = WorkerKey::new(id, "life-1");
         let dispatch = node.shared().dispatch.clone();
         let hello = hello(worker.clone());
-        let (id, _) = dispatch.attach(hello, out);
+        let (id, _) = dispatch.attach(hello, v1::Welcome::default(), out);
         dispatch.credit(id, leases, 1 << 30);
         let node = node.clone();
         Self(AbortOnDropHandle::new(tokio::spawn(async move {

@@ -42,11 +42,24 @@ impl World {
         timeout(LONG, self.node.stopped()).await.expect("it stops");
     }
 
+    /// As a client does: a stream whose owner is lost just then is opened again.
     async fn append(&self, batch: &BatchKey, first: u64, tasks: usize) {
-        let mut appender = self.node.append(batch).await.expect("owned");
+        let appended = timeout(LONG, async {
+            loop {
+                match self.append_once(batch, first, tasks).await {
+                    Err(Error::NotOwned { .. }) => {}
+                    other => return other,
+                }
+            }
+        });
+        appended.await.expect("an owner").expect("durable");
+    }
+
+    async fn append_once(&self, batch: &BatchKey, first: u64, tasks: usize) -> Result<u64, Error> {
+        let mut appender = self.node.append(batch).await?;
         let task = |_| v1::Task { key: "k".to_owned(), payload: vec![7; 10].into() };
-        appender.push(first, (0..tasks).map(task).collect()).await.expect("pushed");
-        appender.finish().await.expect("durable");
+        appender.push(first, (0..tasks).map(task).collect()).await?;
+        appender.finish().await
     }
 
     /// Ends the node's session with the store, as a store that was away too long does.
