@@ -8,7 +8,7 @@ use tranche_client::v1;
 use walkdir::WalkDir;
 
 /// A folder's files: path inside it with `/`, and the contents' BLAKE3. Folders count too, with an empty
-/// sum. A folder that isn't there has none.
+/// sum, and links, with where they lead. A folder that isn't there has none.
 pub type Snapshot = BTreeMap<String, String>;
 
 /// Reads a folder.
@@ -23,6 +23,8 @@ pub fn snapshot(folder: &Path) -> Snapshot {
             let path = entry.path().strip_prefix(folder).expect("inside").to_string_lossy().into_owned();
             let sum = if entry.file_type().is_dir() {
                 String::new()
+            } else if entry.file_type().is_symlink() {
+                format!("-> {}", std::fs::read_link(entry.path()).expect("a readable link").display())
             } else {
                 blake3::hash(&std::fs::read(entry.path()).expect("a readable file")).to_hex().to_string()
             };
@@ -114,9 +116,10 @@ impl Library {
         self.library.parent().expect("a parent").join(format!(".{name}.tranche"))
     }
 
-    /// The files that are staged now (any batch's), with their sums.
+    /// The files that are staged now (any batch's), with their sums; not the claims of keys beside them.
     pub fn staged(&self) -> Snapshot {
-        snapshot(&self.staging()).into_iter().filter(|(_, sum)| !sum.is_empty()).collect()
+        let all = snapshot(&self.staging()).into_iter();
+        all.filter(|(path, sum)| !sum.is_empty() && !path.contains("/claims/")).collect()
     }
 
     /// The batch's manifest, once published.
