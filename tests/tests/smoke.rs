@@ -16,7 +16,8 @@ async fn noop_tasks_go_through_the_whole() {
     let stop = CancellationToken::new();
     let serving = tokio::spawn(server.run(stop.clone()));
     let worker = Worker::new(tranche_worker::Config::new([url.clone()]), vec![Arc::new(Noop::new())]);
-    let working = tokio::spawn(worker.run(stop.clone()));
+    let drain = CancellationToken::new();
+    let working = tokio::spawn(worker.run(drain.clone()));
 
     let client = Client::connect(url).await.unwrap();
     let batch = v1::Batch {
@@ -30,7 +31,9 @@ async fn noop_tasks_go_through_the_whole() {
     assert_eq!(done.state(), v1::batch::State::Committed);
     let counters = done.counters.unwrap();
     assert_eq!((counters.total, counters.staged, counters.committed), (100_000, 100_000, 100_000));
-    stop.cancel();
+    // First the worker: it waits until its last report, the sweep's, is settled.
+    drain.cancel();
     working.await.unwrap().unwrap();
+    stop.cancel();
     serving.await.unwrap().unwrap();
 }
