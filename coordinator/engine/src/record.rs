@@ -1,5 +1,6 @@
 //! What the store holds of a batch, as the engine sees it.
 
+use crate::Phase;
 use crate::ids::{Token, WorkerKey};
 use crate::runs::{Run, Runs};
 use std::collections::BTreeMap;
@@ -49,6 +50,16 @@ pub enum Outcome {
     Commit,
     /// Staged data is removed.
     Rollback,
+}
+
+impl Outcome {
+    /// What the batch's ranges are leased for then.
+    pub fn phase(self) -> Phase {
+        match self {
+            Self::Commit => Phase::Commit,
+            Self::Rollback => Phase::Rollback,
+        }
+    }
 }
 
 /// Why it was decided.

@@ -9,16 +9,20 @@ fn worker(id: &str) -> WorkerKey {
     WorkerKey::new(id, "life-1")
 }
 
-fn attach(dispatch: &Dispatch, id: &str, leases: u32, bytes: u64) -> (SessionId, Frames) {
-    let hello = Hello {
+fn hello(id: &str, held: Vec<(BatchKey, Token)>) -> Hello {
+    Hello {
         worker: worker(id),
         handlers: vec!["noop".to_owned()],
         slots: 1,
         labels: HashMap::new(),
-        held: Vec::new(),
+        held,
         version: String::new(),
         peer: String::new(),
-    };
+    }
+}
+
+fn attach(dispatch: &Dispatch, id: &str, leases: u32, bytes: u64) -> (SessionId, Frames) {
+    let hello = hello(id, Vec::new());
     let (out, mut frames) = mpsc::channel(OUTBOUND_BOUND);
     let (session, _) = dispatch.attach(hello, v1::Welcome::default(), out);
     let first = frames.try_recv().unwrap().unwrap().frame.unwrap();
@@ -185,15 +189,7 @@ fn whoever_read_the_welcome_finds_the_worker() {
     std::thread::scope(|scope| {
         for round in 0..500 {
             let (out, mut frames) = mpsc::channel(8);
-            let hello = Hello {
-                worker: worker(&format!("w{round}")),
-                handlers: vec!["noop".to_owned()],
-                slots: 1,
-                labels: HashMap::new(),
-                held: Vec::new(),
-                version: String::new(),
-                peer: String::new(),
-            };
+            let hello = hello(&format!("w{round}"), Vec::new());
             let attaching = scope.spawn(|| dispatch.attach(hello, v1::Welcome::default(), out));
             assert!(frames.blocking_recv().is_some());
             assert_eq!(dispatch.sessions(|s| s.id).len(), round + 1);
@@ -206,15 +202,7 @@ fn whoever_read_the_welcome_finds_the_worker() {
 fn leases_that_a_worker_brings_along_count_against_its_credit() {
     let dispatch = Dispatch::default();
     let key = batch(&dispatch, "a", 10);
-    let hello = Hello {
-        worker: worker("w1"),
-        handlers: vec!["noop".to_owned()],
-        slots: 1,
-        labels: HashMap::new(),
-        held: vec![(key.clone(), token(7))],
-        version: String::new(),
-        peer: String::new(),
-    };
+    let hello = hello("w1", vec![(key.clone(), token(7))]);
     let (out, _frames) = mpsc::channel(8);
     let (session, _) = dispatch.attach(hello, v1::Welcome::default(), out);
     dispatch.credit(session, 1, u64::MAX / 2);

@@ -47,7 +47,6 @@ pub enum Op {
 pub struct Handle {
     inputs: mpsc::Sender<Input>,
     view: watch::Receiver<Arc<View>>,
-    handler: Arc<str>,
     writing: Arc<Mutex<()>>,
 }
 
@@ -55,20 +54,14 @@ impl Handle {
     pub(super) fn new(
         inputs: mpsc::Sender<Input>,
         view: watch::Receiver<Arc<View>>,
-        handler: String,
         writing: Arc<Mutex<()>>,
     ) -> Self {
-        Self { inputs, view, handler: handler.into(), writing }
+        Self { inputs, view, writing }
     }
 
     /// The batch as it is now, and its changes.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
-    }
-
-    /// The batch's handler.
-    pub fn handler(&self) -> &str {
-        &self.handler
     }
 
     /// Keeps the driver from writing, once the write in flight is done, until this is dropped: for a client's

@@ -47,7 +47,6 @@ struct InFlight {
     write: Write,
     decision: Option<v1::DecisionRecord>,
     txn: Arc<Txn>,
-    report_uri: String,
 }
 
 /// Drives one batch.
@@ -88,7 +87,7 @@ impl Driver {
         let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
         let (view, seen) = watch::channel(Arc::new(view));
         let writing = Arc::new(Mutex::new(()));
-        let handle = Handle::new(sender, seen, handler.clone(), writing.clone());
+        let handle = Handle::new(sender, seen, writing.clone());
         let driver = Self {
             shared,
             key,
@@ -195,13 +194,13 @@ impl Driver {
 
     /// Lets the engine work, as long as it brings commands without a write.
     fn step(&mut self) -> Option<Write> {
+        for worker in self.batch.holders() {
+            if let Some(at) = self.shared.dispatch.last_seen(&worker, self.shared.origin) {
+                self.batch.seen(&worker, at);
+            }
+        }
         loop {
             let now = self.shared.now();
-            for worker in self.batch.holders() {
-                if let Some(at) = self.shared.dispatch.last_seen(&worker, self.shared.origin) {
-                    self.batch.seen(&worker, at);
-                }
-            }
             let appetite = self.batch.appetite(now);
             for worker in self.shared.dispatch.take(&self.key, &self.handler, appetite) {
                 self.batch.push(Event::Request { worker }, now);
@@ -224,13 +223,12 @@ impl Driver {
     /// What must be durable before the write: the report of a batch that becomes final.
     async fn prepare(&mut self, write: Write, stop: &CancellationToken) -> Result<InFlight, Error> {
         let decision = write.decision.as_ref().map(|d| records::decision_record(d, &self.shared.id));
-        let mut report_uri = self.ledger.report_uri.clone();
         if write.report {
             let known = decision.as_ref().or(self.ledger.decision.as_ref());
             let mut pause = Duration::from_millis(100);
             // The batch can't end without its report; a storage that is full or away for a while only
             // delays it.
-            report_uri = loop {
+            self.ledger.report_uri = loop {
                 match self.write_report(&write, known).await {
                     Ok(uri) => break uri,
                     Err(error) => {
@@ -243,9 +241,8 @@ impl Driver {
                 }
             };
         }
-        self.ledger.report_uri.clone_from(&report_uri);
         let txn = Arc::new(self.ledger.transaction(&write, decision.as_ref()));
-        Ok(InFlight { write, decision, txn, report_uri })
+        Ok(InFlight { write, decision, txn })
     }
 
     async fn write_report(
@@ -288,7 +285,6 @@ impl Driver {
         match written {
             Written::Applied(revision) => {
                 self.ledger.applied(&flight.write, flight.decision, revision);
-                self.ledger.report_uri = flight.report_uri;
                 let commands = self.batch.written(self.shared.now());
                 self.publish();
                 self.act(commands);

@@ -90,12 +90,16 @@ pub fn state_from(record: &v1::StateRecord) -> Result<engine::StateRecord, Strin
     })
 }
 
-/// A decision as it is stored. An actor that is empty is this coordinator.
-pub fn decision_record(decision: &engine::Decision, coordinator: &str) -> v1::DecisionRecord {
-    let outcome = match decision.outcome {
+/// An outcome as it is stored.
+pub fn outcome_to_proto(outcome: engine::Outcome) -> v1::decision::Outcome {
+    match outcome {
         engine::Outcome::Commit => v1::decision::Outcome::Commit,
         engine::Outcome::Rollback => v1::decision::Outcome::Rollback,
-    };
+    }
+}
+
+/// A decision as it is stored. An actor that is empty is this coordinator.
+pub fn decision_record(decision: &engine::Decision, coordinator: &str) -> v1::DecisionRecord {
     let reason = match decision.reason {
         engine::Reason::AllAccounted => v1::decision::Reason::AllAccounted,
         engine::Reason::Approved => v1::decision::Reason::Approved,
@@ -108,7 +112,7 @@ pub fn decision_record(decision: &engine::Decision, coordinator: &str) -> v1::De
         actor => actor.to_owned(),
     };
     v1::DecisionRecord {
-        outcome: outcome.into(),
+        outcome: outcome_to_proto(decision.outcome).into(),
         reason: reason.into(),
         actor,
         message: decision.message.clone(),

@@ -325,11 +325,7 @@ fn bounded(failure: &v1::TaskFailure) -> v1::TaskFailure {
 }
 
 fn cut(text: &str, most: usize) -> String {
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(most)].to_owned()
 }
 
 fn decoded(worker: &WorkerKey, token: Token, report: &v1::Report) -> Result<Report, String> {

@@ -99,11 +99,7 @@ impl Node {
         wanted: Outcome,
         made: &v1::DecisionRecord,
     ) -> Result<View, Error> {
-        let same = match wanted {
-            Outcome::Commit => v1::decision::Outcome::Commit,
-            Outcome::Rollback => v1::decision::Outcome::Rollback,
-        };
-        if made.outcome() == same {
+        if made.outcome() == records::outcome_to_proto(wanted) {
             return self.get(batch).await;
         }
         Err(Error::AlreadyDecided { batch: batch.clone(), outcome: made.outcome(), reason: made.reason() })

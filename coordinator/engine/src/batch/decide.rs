@@ -1,7 +1,6 @@
 //! From the counters and the clock to the decision, and from state to state.
 
 use super::Batch;
-use crate::Phase;
 use crate::event::{Command, Refusal};
 use crate::ids::Now;
 use crate::record::{Decision, Outcome, Reason, State};
@@ -12,10 +11,7 @@ impl Batch {
         if self.records.decision.is_some() {
             return;
         }
-        let phase = match decision.outcome {
-            Outcome::Commit => Phase::Commit,
-            Outcome::Rollback => Phase::Rollback,
-        };
+        let phase = decision.outcome.phase();
         self.records.decision = Some(decision);
         self.out.push(Command::Broadcast { phase });
         self.enter_decided(now);
@@ -63,10 +59,7 @@ impl Batch {
     /// Makes the decision, in the write that is being built.
     pub(super) fn decide(&mut self, outcome: Outcome, reason: Reason, message: String, now: Now) {
         let cutoff = self.records.cutoff.cutoff;
-        let phase = match outcome {
-            Outcome::Commit => Phase::Commit,
-            Outcome::Rollback => Phase::Rollback,
-        };
+        let phase = outcome.phase();
         self.records.decision = Some(Decision {
             outcome,
             reason,

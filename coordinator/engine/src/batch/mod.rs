@@ -88,7 +88,7 @@ pub struct Batch {
     again: VecDeque<Waiting>,
     /// Ranges to be committed or rolled back.
     finish: VecDeque<Waiting>,
-    /// Ranges that are neither `finish`ed nor waiting: leased for commit or rollback.
+    /// The batch's own last lease: PUBLISH, then SWEEP.
     closing: Closing,
     retrying: Option<Retrying>,
     /// Since when tasks wait for more to come, in a batch that isn't sealed.
@@ -177,11 +177,6 @@ impl Batch {
     /// Which ownership this is.
     pub fn epoch(&self) -> Epoch {
         self.epoch
-    }
-
-    /// True while a write is in flight.
-    pub fn busy(&self) -> bool {
-        self.in_flight
     }
 
     /// True while events wait to be worked in.

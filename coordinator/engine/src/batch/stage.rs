@@ -237,11 +237,7 @@ impl Batch {
         self.records.state.failed += missing.count();
         range.failed_runs = range.failed_runs.union(&missing);
         let mut message = message;
-        let mut end = message.len().min(512);
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        message.truncate(end);
+        message.truncate(message.floor_char_boundary(512));
         range.inline_failures.push(InlineFailure { runs: missing, code: code.to_owned(), message });
         self.finish_staging(first, now);
     }

@@ -5,7 +5,7 @@ use super::{Batch, Waiting};
 use crate::Phase;
 use crate::event::Command;
 use crate::ids::{Now, Token, WorkerKey};
-use crate::record::{Outcome, State};
+use crate::record::State;
 use crate::size::Pace;
 use std::time::Duration;
 
@@ -175,10 +175,7 @@ impl Batch {
         if let Some(decision) = &self.records.decision
             && !self.records.state.state.is_final()
         {
-            let phase = match decision.outcome {
-                Outcome::Commit => Phase::Commit,
-                Outcome::Rollback => Phase::Rollback,
-            };
+            let phase = decision.outcome.phase();
             self.out.push(Command::Tell { worker: worker.clone(), phase });
         }
         true

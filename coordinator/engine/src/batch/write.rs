@@ -6,7 +6,7 @@ use super::{Batch, Closing, Waiting};
 use crate::Phase;
 use crate::event::{Command, Event, OpId, Write};
 use crate::ids::Now;
-use crate::record::{Outcome, RangePhase, Records, State};
+use crate::record::{RangePhase, Records, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -89,10 +89,7 @@ impl Batch {
             Some(outcome) => {
                 self.again.clear();
                 self.queue_finish(outcome, now);
-                let phase = match outcome {
-                    Outcome::Commit => Phase::Commit,
-                    Outcome::Rollback => Phase::Rollback,
-                };
+                let phase = outcome.phase();
                 match self.records.state.state {
                     State::Importing | State::Held => self.enter_decided(now),
                     State::Committing | State::RollingBack | State::Committed | State::RolledBack => {}
