@@ -60,6 +60,12 @@ pub struct Config {
     /// How long a commit or rollback lease that failed waits before it is given again; doubles with each
     /// failure up to [`MAX_RETRY_PAUSE`]. 10 ms to 30 s, default 1 s.
     pub retry_pause: Duration,
+    /// How long a staging lease must be out, at least, before an idle worker gets a second one for the same
+    /// tasks, when there is nothing else left to stage. 10 ms to 1 h, default 3 s.
+    pub backup_after: Duration,
+    /// How long after its end a batch that lost a worker is swept once more, for what that worker may have
+    /// staged after waking up. 0 to 24 h, default 10 min.
+    pub late_sweep_after: Duration,
     /// What is logged, as `tracing` filter directives. Default: `info`.
     pub log: String,
     /// How it is logged. Default: text.
@@ -146,6 +152,8 @@ impl Default for Config {
             max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
             shutdown_grace: Duration::from_secs(10),
             retry_pause: Duration::from_secs(1),
+            backup_after: Duration::from_secs(3),
+            late_sweep_after: Duration::from_mins(10),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }

@@ -4,7 +4,7 @@ use crate::config::{Config, ConfigError, StoreConfig};
 use crate::error::Error;
 use crate::grpc::{self, worker::Workers};
 use crate::manifest::Objects;
-use crate::node::Node;
+use crate::node::{Host, Node};
 use crate::store::embedded::Embedded;
 use crate::store::{RangeOptions, Store, StoreError, keys};
 use std::net::SocketAddr;
@@ -73,7 +73,8 @@ impl Server {
         let address = listener.local_addr().map_err(listen)?;
         let stop = CancellationToken::new();
         let endpoint = config.endpoint(address);
-        let node = Node::start(config.clone(), endpoint, store, objects, stop.clone()).await?;
+        let node =
+            Node::start(config.clone(), endpoint, store, objects, Host::default(), stop.clone()).await?;
         Ok(Self { listener, address, node: Arc::new(node), config, stop })
     }
 

@@ -125,6 +125,8 @@ pub struct StateRecord {
     pub decide_time_ms: i64,
     /// The cut-off, once final.
     pub cutoff: u64,
+    /// A worker was lost while it staged, and never said that it stopped.
+    pub late_sweep: bool,
 }
 
 /// How far the sequence was dealt.
@@ -210,6 +212,8 @@ pub struct RangeRecord {
     pub phase: RangePhase,
     /// The lease for staging that is out, or was lost.
     pub lease: Option<Lease>,
+    /// A second lease for the tasks of `lease`, which is slow: the first report counts.
+    pub backup: Option<Lease>,
     /// The attempts that count.
     pub winners: Vec<Winner>,
     /// Tokens of attempts that don't, the newest 256; something may be staged under them.
@@ -232,6 +236,7 @@ impl RangeRecord {
             run,
             phase: RangePhase::Leased,
             lease: None,
+            backup: None,
             winners: Vec::new(),
             losers: Vec::new(),
             failed_runs: Runs::default(),

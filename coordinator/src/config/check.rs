@@ -26,6 +26,8 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     duration(&mut found, "request_timeout", config.request_timeout, ms(100)..=10 * MINUTE);
     duration(&mut found, "shutdown_grace", config.shutdown_grace, Duration::ZERO..=10 * MINUTE);
     duration(&mut found, "retry_pause", config.retry_pause, ms(10)..=super::MAX_RETRY_PAUSE);
+    duration(&mut found, "backup_after", config.backup_after, ms(10)..=60 * MINUTE);
+    duration(&mut found, "late_sweep_after", config.late_sweep_after, Duration::ZERO..=24 * 60 * MINUTE);
     number(&mut found, "max_concurrent_requests", config.max_concurrent_requests, 1..=1_000_000);
     number(&mut found, "max_watchers", config.max_watchers, 1..=100_000);
     number(&mut found, "max_append_streams", config.max_append_streams, 1..=10_000);

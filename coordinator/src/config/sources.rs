@@ -78,6 +78,12 @@ pub const FIELDS: &[Field] = &[
     ),
     field("shutdown_grace", "TIME", "How long a shutdown may take, 0s to 10m [default: 10s]"),
     field("retry_pause", "TIME", "Pause before a failed commit is tried again, 10ms to 30s [default: 1s]"),
+    field(
+        "backup_after",
+        "TIME",
+        "Age of a lease before an idle worker doubles it, 10ms to 1h [default: 3s]",
+    ),
+    field("late_sweep_after", "TIME", "Second sweep after a worker was lost, 0s to 24h [default: 10m]"),
     field("log", "FILTER", "What is logged, as tracing directives [default: info]"),
     field("log_format", "FORMAT", "text or json [default: text]"),
 ];
@@ -204,6 +210,8 @@ impl Reader {
         self.set(&mut config.max_append_inflight_bytes, "max_append_inflight_bytes", size);
         self.set(&mut config.shutdown_grace, "shutdown_grace", time);
         self.set(&mut config.retry_pause, "retry_pause", time);
+        self.set(&mut config.backup_after, "backup_after", time);
+        self.set(&mut config.late_sweep_after, "late_sweep_after", time);
         self.set(&mut config.log, "log", |text| Ok::<_, String>(text.to_owned()));
         self.set(&mut config.log_format, "log_format", str::parse);
         config

@@ -80,6 +80,8 @@ fn every_field_can_be_given_in_every_way() {
         ("max_append_inflight_bytes", "16MiB"),
         ("shutdown_grace", "17s"),
         ("retry_pause", "18s"),
+        ("backup_after", "19s"),
+        ("late_sweep_after", "21s"),
         ("log", "debug"),
         ("log_format", "json"),
     ];
@@ -106,6 +108,8 @@ fn every_field_can_be_given_in_every_way() {
         max_append_inflight_bytes: 16 << 20,
         shutdown_grace: Duration::from_secs(17),
         retry_pause: Duration::from_secs(18),
+        backup_after: Duration::from_secs(19),
+        late_sweep_after: Duration::from_secs(21),
         log: "debug".into(),
         log_format: LogFormat::Json,
     };
@@ -189,6 +193,8 @@ fn bounds_hold_at_n_and_refuse_n_plus_one() {
         ("request_timeout", ["100ms", "10m"], ["99ms", "600001ms"]),
         ("shutdown_grace", ["0s", "10m"], ["600001ms", "600001ms"]),
         ("retry_pause", ["10ms", "30s"], ["9ms", "30001ms"]),
+        ("backup_after", ["10ms", "1h"], ["9ms", "3600001ms"]),
+        ("late_sweep_after", ["0s", "24h"], ["86400001ms", "25h"]),
         ("max_concurrent_requests", ["1", "1000000"], ["0", "1000001"]),
         ("max_watchers", ["1", "100000"], ["0", "100001"]),
         ("max_append_streams", ["1", "10000"], ["0", "10001"]),

@@ -195,7 +195,7 @@ impl Dispatch {
         let mut inner = self.lock();
         let token = ack.token.as_ref().map(crate::driver::records::token_from);
         if let Some(session) = inner.session(worker) {
-            session.send(Frame::Ack(v1::Ack { heartbeat: 0, reports: vec![ack] }));
+            session.send(Frame::Ack(v1::Ack { heartbeat: 0, reports: vec![ack], backlog: 0 }));
         }
         if let Some(token) = token {
             inner.freed(worker, token);
@@ -313,7 +313,7 @@ impl Dispatch {
     /// Answers a worker's heartbeat.
     pub fn heartbeat(&self, id: SessionId, number: u64) {
         if let Some(session) = self.lock().sessions.get(&id) {
-            session.send(Frame::Ack(v1::Ack { heartbeat: number, reports: Vec::new() }));
+            session.send(Frame::Ack(v1::Ack { heartbeat: number, reports: Vec::new(), backlog: 0 }));
         }
     }
 

@@ -126,6 +126,7 @@ impl Driver {
             attempt: grant.attempt.cast_signed(),
             batch_create_time_ms: self.spec.create_time_ms,
             staged: grant.staged.cast_signed(),
+            backlog: 0,
         }
     }
 }

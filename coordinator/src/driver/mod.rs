@@ -77,6 +77,8 @@ impl Driver {
             lease_ttl: shared.config.lease_ttl,
             retry_pause: shared.config.retry_pause,
             retry_pause_max: crate::config::MAX_RETRY_PAUSE,
+            backup_after: shared.config.backup_after,
+            late_sweep_after: shared.config.late_sweep_after,
         };
         let target = loaded.spec.batch.as_ref().and_then(|batch| batch.targets.first());
         let handler = target.map(|target| target.handler.clone()).unwrap_or_default();

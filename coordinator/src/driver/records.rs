@@ -58,6 +58,7 @@ pub fn state_record(state: &engine::StateRecord, report_uri: &str) -> v1::StateR
         report_uri: report_uri.to_owned(),
         decide_time_ms: state.decide_time_ms,
         cutoff: state.cutoff.cast_signed(),
+        late_sweep: state.late_sweep,
     }
 }
 
@@ -87,6 +88,7 @@ pub fn state_from(record: &v1::StateRecord) -> Result<engine::StateRecord, Strin
         end_time_ms: record.end_time_ms,
         decide_time_ms: record.decide_time_ms,
         cutoff: record.cutoff.cast_unsigned(),
+        late_sweep: record.late_sweep,
     })
 }
 
@@ -203,6 +205,27 @@ pub fn run_to_proto(run: Run) -> v1::Range {
     v1::Range { first: run.first.cast_signed(), last: run.last.cast_signed() }
 }
 
+fn lease_to_stored(lease: &engine::Lease) -> v1::StageLease {
+    v1::StageLease {
+        token: Some(token_to_proto(lease.token)),
+        worker: lease.worker.id.to_string(),
+        incarnation: lease.worker.incarnation.to_string(),
+        runs: runs_to_stored(&lease.runs),
+    }
+}
+
+fn lease_from_stored(lease: &v1::StageLease) -> Result<engine::Lease, String> {
+    Ok(engine::Lease {
+        token: token(lease.token.as_ref())?,
+        worker: engine::WorkerKey::new(lease.worker.as_str(), lease.incarnation.as_str()),
+        runs: runs_from_stored(&lease.runs),
+    })
+}
+
+fn token(token: Option<&v1::Token>) -> Result<engine::Token, String> {
+    token.map(token_from).ok_or_else(|| "a token is missing".to_owned())
+}
+
 /// A range as it is stored.
 pub fn range_record(range: &engine::RangeRecord) -> v1::RangeRecord {
     use v1::range_record::Phase;
@@ -216,12 +239,8 @@ pub fn range_record(range: &engine::RangeRecord) -> v1::RangeRecord {
         first: range.run.first.cast_signed(),
         last: range.run.last.cast_signed(),
         phase: phase.into(),
-        lease: range.lease.as_ref().map(|lease| v1::StageLease {
-            token: Some(token_to_proto(lease.token)),
-            worker: lease.worker.id.to_string(),
-            incarnation: lease.worker.incarnation.to_string(),
-            runs: runs_to_stored(&lease.runs),
-        }),
+        lease: range.lease.as_ref().map(lease_to_stored),
+        backup: range.backup.as_ref().map(lease_to_stored),
         winners: range
             .winners
             .iter()
@@ -261,19 +280,10 @@ pub fn range_from(record: &v1::RangeRecord) -> Result<engine::RangeRecord, Strin
         Phase::RolledBack => engine::RangePhase::RolledBack,
         Phase::Unspecified => return Err(format!("unknown phase {}", record.phase)),
     };
-    let token = |token: &Option<v1::Token>| token.as_ref().map(token_from).ok_or("a token is missing");
-    let lease = match &record.lease {
-        None => None,
-        Some(lease) => Some(engine::Lease {
-            token: token(&lease.token)?,
-            worker: engine::WorkerKey::new(lease.worker.as_str(), lease.incarnation.as_str()),
-            runs: runs_from_stored(&lease.runs),
-        }),
-    };
     let mut winners = Vec::with_capacity(record.winners.len());
     for winner in &record.winners {
         winners.push(engine::Winner {
-            token: token(&winner.token)?,
+            token: token(winner.token.as_ref())?,
             worker: winner.worker.clone(),
             runs: runs_from_stored(&winner.runs),
             receipt: winner.receipt.to_vec(),
@@ -282,7 +292,8 @@ pub fn range_from(record: &v1::RangeRecord) -> Result<engine::RangeRecord, Strin
     Ok(engine::RangeRecord {
         run: run_from(record.first, record.last)?,
         phase,
-        lease,
+        lease: record.lease.as_ref().map(lease_from_stored).transpose()?,
+        backup: record.backup.as_ref().map(lease_from_stored).transpose()?,
         winners,
         losers: record.losers.iter().map(token_from).collect(),
         failed_runs: runs_from_stored(&record.failed_runs),

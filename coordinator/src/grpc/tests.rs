@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::StoreConfig;
 use crate::manifest::Objects;
+use crate::node::Host;
 use crate::store::Store;
 use crate::store::embedded::Embedded;
 use std::collections::{HashMap, HashSet};
@@ -42,9 +43,10 @@ impl Served {
         let listener = TcpListener::bind(config.listen).await.expect("bound");
         let endpoint = config.endpoint(listener.local_addr().expect("bound"));
         let shutdown = CancellationToken::new();
-        let node = Node::start(config.clone(), endpoint.clone(), store, objects, shutdown.clone())
-            .await
-            .expect("started");
+        let node =
+            Node::start(config.clone(), endpoint.clone(), store, objects, Host::default(), shutdown.clone())
+                .await
+                .expect("started");
         let node = Arc::new(node);
         let Services { router, health, tasks } = routes(node.clone(), &config, &shutdown);
         health.set(true).await;

@@ -9,7 +9,8 @@ use crate::error::Error;
 use crate::grpc::validate;
 use crate::node::Node;
 use crate::store::keys::BatchKey;
-use std::collections::HashMap;
+use futures::{Stream, TryStreamExt as _};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -72,14 +73,18 @@ impl WorkerService for Workers {
     }
 }
 
-async fn serve(
+/// Serves one worker's stream, however its frames travel, until it ends or `shutdown`.
+///
+/// # Errors
+/// What the worker is to be told as the end of its stream.
+pub async fn serve(
     node: Arc<Node>,
-    mut frames: Streaming<v1::AttachRequest>,
+    mut frames: impl Stream<Item = Result<v1::AttachRequest, Status>> + Send + Unpin,
     peer: String,
     out: &crate::dispatch::Outbound,
     shutdown: CancellationToken,
 ) -> Result<(), Status> {
-    let first = tokio::time::timeout(HELLO_WAIT, frames.message())
+    let first = tokio::time::timeout(HELLO_WAIT, frames.try_next())
         .await
         .map_err(|_| Status::deadline_exceeded("no hello came"))??;
     let Some(Frame::Hello(hello)) = first.and_then(|request| request.frame) else {
@@ -109,7 +114,7 @@ async fn serve(
             () = end.cancelled() => break Err(Status::aborted("this stream was replaced, or not read")),
             () = shutdown.cancelled() => break Err(Status::from(Error::ShuttingDown)),
             Some(_) = session.work.join_next(), if !session.work.is_empty() => {}
-            frame = frames.message() => match frame {
+            frame = frames.try_next() => match frame {
                 Ok(Some(request)) => {
                     silent_at = Instant::now() + silence;
                     node.shared().dispatch.seen(id);
@@ -180,7 +185,7 @@ impl Attached {
     /// Tells every batch owned here which leases of it the worker holds. Leases of batches that nobody
     /// knows are taken from it.
     async fn announce(&mut self, held: Vec<(BatchKey, Token)>) {
-        let mut by_batch: HashMap<BatchKey, Vec<Token>> = HashMap::new();
+        let mut by_batch: BTreeMap<BatchKey, Vec<Token>> = BTreeMap::new();
         for (batch, token) in held {
             by_batch.entry(batch).or_default().push(token);
         }
@@ -235,6 +240,7 @@ impl Attached {
                 let batch = batch_of(&ack.batch)?;
                 self.tell(batch, Event::PhaseAck { worker: self.worker.clone() });
             }
+            Some(Frame::Holding(_)) => {}
             Some(Frame::Hello(_)) => return Err(invalid("hello", "came twice")),
             // A newer peer's frame: to pass over it could mean anything.
             None => return Err(Status::unimplemented("unknown frame")),

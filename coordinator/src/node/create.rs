@@ -1,6 +1,6 @@
 //! CreateBatch: one transaction makes the batch, owned by whoever makes it.
 
-use super::{Node, Shared, View, ownership, shared::wall_ms};
+use super::{Node, Shared, View, ownership};
 use crate::driver::ledger;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
@@ -18,8 +18,8 @@ impl Node {
         }
         let shared = &self.shared;
         let session = shared.session.borrow().ok_or(Error::ShuttingDown)?;
-        let batch = BatchKey::new(namespace, uuid::Uuid::now_v7().to_string());
-        let now = wall_ms();
+        let batch = BatchKey::new(namespace, shared.host.new_id());
+        let now = shared.host.wall_ms();
         let state = v1::StateRecord {
             state: v1::batch::State::Importing.into(),
             update_time_ms: now,

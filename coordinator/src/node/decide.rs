@@ -3,7 +3,7 @@
 //! Here a client's word races with the owner's last report, its deadline and its failure limit; whoever
 //! creates the key first has decided, and the loser is told which it is.
 
-use super::{Node, View, shared::wall_ms};
+use super::{Node, View};
 use crate::driver::{Handle, ledger, records};
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
@@ -80,7 +80,7 @@ impl Node {
                 actor: if actor.is_empty() { "unknown".to_owned() } else { actor.to_owned() },
                 message: message.to_owned(),
                 cutoff: ledger::decode::<v1::CutoffRecord>(&cutoff)?.value.cutoff.cast_unsigned(),
-                decide_time_ms: wall_ms(),
+                decide_time_ms: self.shared.host.wall_ms(),
             };
             let stored = records::decision_record(&decision, &self.shared.id);
             txn = txn.put(keys::decision(batch), Stored::new(stored).encode());

@@ -5,14 +5,18 @@ mod create;
 mod decide;
 mod delete;
 mod failures;
+mod host;
 mod inspect;
 mod list;
+mod members;
 mod ownership;
 mod shared;
 mod view;
 
 pub use append::Appender;
+pub use host::Host;
 pub use list::ListFilter;
+pub use members::Member;
 pub use shared::Shared;
 pub use view::{Live, View, timestamp};
 
@@ -46,9 +50,10 @@ impl Node {
         endpoint: String,
         store: Arc<dyn Store>,
         objects: Objects,
+        host: Host,
         stop: CancellationToken,
     ) -> Result<Self, Error> {
-        let shared = Arc::new(Shared::new(config, endpoint, store, objects, stop));
+        let shared = Arc::new(Shared::new(config, endpoint, store, objects, host, stop));
         ownership::start(shared.clone()).await?;
         Ok(Self { shared })
     }

@@ -172,7 +172,11 @@ async fn register(shared: &Arc<Shared>, session: &Session) -> Result<(), Error> 
 
 /// What a lock says of its owner.
 pub(super) fn lock_record(shared: &Shared) -> Bytes {
-    let record = v1::LockRecord { coordinator: shared.id.clone(), endpoint: shared.endpoint.clone() };
+    let record = v1::LockRecord {
+        coordinator: shared.id.clone(),
+        endpoint: shared.endpoint.clone(),
+        nonce: uuid::Uuid::new_v4().to_string(),
+    };
     Stored::new(record).encode().into()
 }
 

@@ -1,7 +1,7 @@
 //! What all parts of a coordinator share.
 
-use super::Registry;
 use super::ownership::Term;
+use super::{Host, Registry};
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::driver::Handle;
@@ -9,7 +9,6 @@ use crate::manifest::Objects;
 use crate::store::keys::BatchKey;
 use crate::store::{SessionId, Store};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +21,8 @@ pub struct Shared {
     pub id: String,
     /// The URL at which it is reached.
     pub endpoint: String,
+    /// Its clock on the wall, and its ids.
+    pub host: Host,
     /// Its configuration.
     pub config: Config,
     /// The store.
@@ -52,10 +53,11 @@ impl Shared {
         endpoint: String,
         store: Arc<dyn Store>,
         objects: Objects,
+        host: Host,
         stop: CancellationToken,
     ) -> Self {
         Self {
-            id: uuid::Uuid::now_v7().to_string(),
+            id: host.new_id(),
             endpoint,
             append_bytes: Arc::new(Semaphore::new(config.max_append_inflight_bytes)),
             config,
@@ -65,7 +67,8 @@ impl Shared {
             stop,
             tasks: TaskTracker::new(),
             origin: Instant::now(),
-            start_time_ms: wall_ms(),
+            start_time_ms: host.wall_ms(),
+            host,
             session: watch::channel(None).0,
             term: Mutex::new(None),
             registry: RwLock::new(Registry::new()),
@@ -75,7 +78,7 @@ impl Shared {
 
     /// The time for the engine.
     pub fn now(&self) -> Now {
-        Now { at: self.origin.elapsed(), wall_ms: wall_ms() }
+        Now { at: self.origin.elapsed(), wall_ms: self.host.wall_ms() }
     }
 
     /// The handle of a batch that is owned here.
@@ -111,10 +114,4 @@ impl Shared {
         drop(registry);
         self.changes.send_modify(|changes| *changes += 1);
     }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn wall_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

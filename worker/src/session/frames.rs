@@ -36,7 +36,8 @@ impl Machine {
                         self.stop(token, "revoked");
                     }
                 }
-                In::Replicas(replicas) => debug!(link, endpoints = ?replicas.endpoints, "replicas"),
+                In::Replicas(replicas) => debug!(link, replicas = ?replicas.replicas, "replicas"),
+                In::Owner(owner) => debug!(link, batch.id = owner.batch, "owner"),
                 In::Drain(_) => self.drain(link),
                 In::Leave(leave) => {
                     self.rolled_back.retain(|batch| *batch != leave.batch);

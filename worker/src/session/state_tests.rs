@@ -122,12 +122,12 @@ impl Sim {
     }
 
     fn ack_heartbeat(&mut self, number: u64) {
-        self.frame(0, In::Ack(v1::Ack { heartbeat: number, reports: Vec::new() }));
+        self.frame(0, In::Ack(v1::Ack { heartbeat: number, reports: Vec::new(), backlog: 0 }));
     }
 
     fn ack_report(&mut self, counter: u64, result: i32) {
         let report = v1::ReportAck { token: Some(token(counter)), result, message: String::new() };
-        self.frame(0, In::Ack(v1::Ack { heartbeat: 0, reports: vec![report] }));
+        self.frame(0, In::Ack(v1::Ack { heartbeat: 0, reports: vec![report], backlog: 0 }));
     }
 
     fn rollback(&mut self) {

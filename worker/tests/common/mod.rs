@@ -128,7 +128,7 @@ impl Stream {
     pub async fn ack(&mut self, counter: u64) {
         let result = v1::report_ack::Result::Durable as i32;
         let report = v1::ReportAck { token: Some(token(counter)), result, message: String::new() };
-        self.say(Say::Ack(v1::Ack { heartbeat: 0, reports: vec![report] })).await;
+        self.say(Say::Ack(v1::Ack { heartbeat: 0, reports: vec![report], backlog: 0 })).await;
     }
 
     pub async fn grant(&mut self, grant: v1::Grant) {

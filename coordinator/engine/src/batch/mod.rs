@@ -34,6 +34,10 @@ pub struct Settings {
     pub retry_pause: Duration,
     /// The longest such wait.
     pub retry_pause_max: Duration,
+    /// How long a staging lease must be out before a second one may be given for the same tasks.
+    pub backup_after: Duration,
+    /// How long after its end a batch that lost a worker is swept once more.
+    pub late_sweep_after: Duration,
 }
 
 impl Settings {

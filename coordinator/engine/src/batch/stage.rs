@@ -290,6 +290,7 @@ fn split(range: &RangeRecord, max_attempts: u32) -> (RangeRecord, RangeRecord) {
         run,
         phase: RangePhase::Leased,
         lease: None,
+        backup: None,
         winners: range
             .winners
             .iter()

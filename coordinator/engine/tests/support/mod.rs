@@ -31,7 +31,13 @@ pub(crate) fn spec() -> Spec {
 }
 
 pub(crate) fn settings() -> Settings {
-    Settings { lease_ttl: TTL, retry_pause: Duration::from_secs(1), retry_pause_max: Duration::from_secs(8) }
+    Settings {
+        lease_ttl: TTL,
+        retry_pause: Duration::from_secs(1),
+        retry_pause_max: Duration::from_secs(8),
+        backup_after: Duration::from_secs(3600),
+        late_sweep_after: Duration::ZERO,
+    }
 }
 
 pub(crate) fn worker(id: &str) -> WorkerKey {

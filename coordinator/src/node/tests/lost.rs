@@ -64,7 +64,8 @@ async fn a_worker_that_attaches_while_a_batch_is_taken_over_is_met() {
     let store: Arc<dyn Store> = Embedded::open(dir.path()).await.expect("opened");
     let objects = Objects::local(&config.objects_dir()).expect("opened");
     let stop = CancellationToken::new();
-    let shared = Arc::new(Shared::new(config, String::new(), store.clone(), objects, stop.clone()));
+    let shared =
+        Arc::new(Shared::new(config, String::new(), store.clone(), objects, Host::default(), stop.clone()));
     let node = Arc::new(Node { shared: shared.clone() });
     let session = store.session(Duration::from_secs(5)).await.expect("a session");
     let txn = Txn::new().absent(keys::lock(&batch)).put_held(keys::lock(&batch), "it", session.id);

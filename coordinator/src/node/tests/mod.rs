@@ -32,7 +32,14 @@ impl World {
         let store = Troubled::new(Embedded::open(path.clone()).await.expect("opened"));
         let objects = Objects::local(&config.objects_dir()).expect("opened");
         let stop = CancellationToken::new();
-        let node = Node::start(config, "http://127.0.0.1:1".to_owned(), store.clone(), objects, stop.clone());
+        let node = Node::start(
+            config,
+            "http://127.0.0.1:1".to_owned(),
+            store.clone(),
+            objects,
+            Host::default(),
+            stop.clone(),
+        );
         let node = Arc::new(node.await.expect("started"));
         Self { store, node, stop }
     }

@@ -1,0 +1,1 @@
+//! A model of decision, fencing and cancel races.

@@ -1,0 +1,1 @@
+//! Tranche under simulated faults.
