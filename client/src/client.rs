@@ -46,6 +46,18 @@ impl Client {
         Ok(Self { url, channel, options })
     }
 
+    /// Connects at the first call, another way than by TCP: `dial` makes the channel of the endpoint, which
+    /// brings all settings. For instance [`Endpoint::connect_with_connector_lazy`].
+    pub fn connect_over(
+        url: impl Into<String>,
+        options: Options,
+        dial: impl FnOnce(&Endpoint) -> Channel,
+    ) -> Result<Self, Error> {
+        let url = url.into();
+        let channel = dial(&endpoint(&url, &options)?);
+        Ok(Self { url, channel, options })
+    }
+
     /// The coordinator's URL, as given.
     pub fn url(&self) -> &str {
         &self.url

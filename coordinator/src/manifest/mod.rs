@@ -32,7 +32,7 @@ pub const CACHE_BYTES: usize = 64 * 1024 * 1024;
 pub struct Objects {
     store: Arc<dyn ObjectStore>,
     /// The directory, when the storage is one.
-    dir: PathBuf,
+    dir: Option<PathBuf>,
     cache: Arc<Mutex<Cache>>,
 }
 
@@ -51,12 +51,21 @@ impl Objects {
         std::fs::create_dir_all(dir).map_err(|error| failed(&error))?;
         let dir = dir.canonicalize().map_err(|error| failed(&error))?;
         let store = LocalFileSystem::new_with_prefix(&dir).map_err(|error| failed(&error))?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), dir, cache: Arc::new(Mutex::new(Cache::new(cache_bytes))) })
+        Ok(Self {
+            store: Arc::new(store),
+            dir: Some(dir),
+            cache: Arc::new(Mutex::new(Cache::new(cache_bytes))),
+        })
     }
 
-    /// Where an object is, for people: its file's path.
+    /// Object storage of any kind, for instance in memory. Several may share one, each with a cache of its own.
+    pub fn over(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, dir: None, cache: Arc::new(Mutex::new(Cache::new(CACHE_BYTES))) }
+    }
+
+    /// Where an object is, for people: its file's path, or its path in the storage.
     pub fn uri(&self, path: &str) -> String {
-        self.dir.join(path).display().to_string()
+        self.dir.as_ref().map_or_else(|| path.to_owned(), |dir| dir.join(path).display().to_string())
     }
 
     /// Writes consecutive tasks, durably, as a new object; the record is what later finds and checks it.
@@ -191,9 +200,10 @@ impl Objects {
                 Err(error) => return Err(failed(&folder, &error)),
             }
         }
+        let Some(dir) = &self.dir else { return Ok(()) };
         // A local write that a crash cut off leaves a temporary file that listings don't show; it and the
         // empty directories go too.
-        let dir = self.dir.join(&folder);
+        let dir = dir.join(&folder);
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
         match removed.map_err(|error| Error::Objects(error.to_string()))? {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(&folder, &error)),

@@ -2,7 +2,10 @@
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,8 +38,12 @@ pub trait Connection: Send {
     async fn attach(self: Box<Self>, outbound: mpsc::Receiver<v1::AttachRequest>) -> Result<Inbound, Status>;
 }
 
+/// Opens the channel of an endpoint, which brings all settings.
+pub type Dial =
+    Arc<dyn Fn(Endpoint) -> BoxFuture<'static, Result<Channel, tonic::transport::Error>> + Send + Sync>;
+
 /// gRPC over HTTP/2.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Http2 {
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
@@ -44,6 +51,18 @@ pub struct Http2 {
     pub keep_alive_interval: Duration,
     /// How long it may take to answer a ping.
     pub keep_alive_timeout: Duration,
+    /// Another way to open a channel than by TCP, for simulated networks. Default: none.
+    pub dial: Option<Dial>,
+}
+
+impl fmt::Debug for Http2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http2")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("keep_alive_interval", &self.keep_alive_interval)
+            .field("keep_alive_timeout", &self.keep_alive_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Http2 {
@@ -52,6 +71,7 @@ impl Default for Http2 {
             connect_timeout: Duration::from_secs(5),
             keep_alive_interval: Duration::from_secs(5),
             keep_alive_timeout: Duration::from_secs(5),
+            dial: None,
         }
     }
 }
@@ -66,7 +86,11 @@ impl Transport for Http2 {
             .http2_keep_alive_interval(self.keep_alive_interval)
             .keep_alive_timeout(self.keep_alive_timeout)
             .keep_alive_while_idle(true);
-        let channel = endpoint.connect().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        let channel = match &self.dial {
+            None => endpoint.connect().await,
+            Some(dial) => dial(endpoint).await,
+        };
+        let channel = channel.map_err(|error| Status::from_error(Box::new(error)))?;
         Ok(Box::new(channel))
     }
 }

@@ -10,6 +10,7 @@
 //! session ──► task: keep-alives, each answer checked ──► `lost`, before the lease can end
 //! ```
 
+mod dial;
 mod error;
 mod session;
 mod watch;
@@ -21,6 +22,7 @@ use super::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use dial::Dial;
 use error::Failure;
 use etcd_client::{
     Client, CompareOp, ConnectOptions, GetOptions, GetResponse, KeyValue, KvClient, LeaseClient, PutOptions,
@@ -119,6 +121,18 @@ impl Etcd {
     /// [`StoreError::Unavailable`] when it doesn't within the time limit of a call,
     /// [`StoreError::Rejected`] when the configuration is wrong or etcd doesn't let us in.
     pub async fn connect(config: EtcdConfig) -> Result<Arc<Self>, StoreError> {
+        Self::open(config, None).await
+    }
+
+    /// Connects another way than by TCP, for simulations; to the first endpoint alone.
+    ///
+    /// # Errors
+    /// As [`Etcd::connect`].
+    pub async fn connect_with(config: EtcdConfig, dial: Dial) -> Result<Arc<Self>, StoreError> {
+        Self::open(config, Some(dial)).await
+    }
+
+    async fn open(config: EtcdConfig, dial: Option<Dial>) -> Result<Arc<Self>, StoreError> {
         if config.prefix.is_empty() {
             return Err(StoreError::Rejected("the prefix of the keys in etcd is empty".into()));
         }
@@ -132,9 +146,15 @@ impl Etcd {
         if let Some(user) = &config.user {
             options = options.with_user(&user.name, &user.password).with_auto_token_refresh(true);
         }
-        let client = limited(config.call_timeout, Client::connect(&config.endpoints, Some(options)))
-            .await
-            .map_err(Failure::of_read)?;
+        let (members, options) = (&config.endpoints, Some(options));
+        let client = match dial {
+            None => limited(config.call_timeout, Client::connect(members, options)).await,
+            Some(dial) => {
+                let connecting = Client::connect_with_balanced_channel(members, options, dial);
+                limited(config.call_timeout, connecting).await
+            }
+        };
+        let client = client.map_err(Failure::of_read)?;
         let store = Self {
             kv: client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES),
             lease: client.lease_client(),
