@@ -1,17 +1,19 @@
 //! Coordinators and workers as real processes, on a real etcd or the embedded store.
 
+use crate::control::Control;
 use crate::etcd::{self, EtcdServer, free_port};
 use crate::history::History;
 use crate::in_process::InProcess;
 use crate::process::{Process, program};
 use crate::wait::{PATIENCE, eventually};
+use prost::Message as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tranche_client::v1::batch::State;
 use tranche_client::{Client, Options, v1};
-use tranche_coordinator::store::keys::BatchKey;
+use tranche_coordinator::store::keys::{self, BatchKey};
 use tranche_worker::Handler;
 
 /// How often a coordinator is started: another process may take its port between choice and start.
@@ -256,6 +258,42 @@ impl Cluster {
         for index in 1..=number {
             self.worker(&format!("w{index}"), slots).await;
         }
+    }
+
+    /// Starts a worker process whose handler `object` is under the test's control. One with the same id that
+    /// was there before is killed.
+    pub async fn held_worker(&mut self, id: &str, slots: usize, control: &Control) -> &mut Process {
+        let process = self.begin_held_worker(id, slots, control);
+        process.said("attached to").await.expect("a worker that attaches");
+        process
+    }
+
+    /// The same, not waiting until it is attached: it may crash soon.
+    pub fn begin_held_worker(&mut self, id: &str, slots: usize, control: &Control) -> &mut Process {
+        self.workers.retain(|(known, _)| known != id);
+        let data = self.data().display().to_string();
+        let mut arguments = vec![control.dir().display().to_string(), id.to_owned(), slots.to_string(), data];
+        arguments.extend(self.urls());
+        let process = Process::spawn(id, &program("held_worker"), &arguments, &self.logs());
+        self.workers.push((id.to_owned(), process));
+        &mut self.workers.last_mut().expect("just pushed").1
+    }
+
+    /// Which coordinator holds the batch's sequence lock now, and its epoch.
+    pub async fn owner(&self, batch: &str) -> Option<(usize, u64)> {
+        let name = format!("{}{}", self.prefix, keys::lock(&key(batch)));
+        let mut etcd = etcd_client::Client::connect([self.etcd_endpoint()], None).await.expect("etcd");
+        let answer = etcd.get(name, None).await.expect("an answer");
+        let entry = answer.kvs().first()?;
+        let record = tranche_proto::v1::LockRecord::decode(entry.value()).expect("a lock record");
+        let index = self.urls().iter().position(|url| *url == record.endpoint).expect("one of ours");
+        Some((index, entry.create_revision().cast_unsigned()))
+    }
+
+    /// Waits until another coordinator than this one holds the batch's sequence lock.
+    pub async fn wait_owner_after(&self, batch: &str, before: (usize, u64)) -> (usize, u64) {
+        let what = format!("{batch} has another owner than {before:?}");
+        eventually(&what, async || self.owner(batch).await.filter(|(_, epoch)| *epoch > before.1)).await
     }
 
     /// A worker's process, to kill or stop it.

@@ -3,6 +3,8 @@
 //! Each server runs under a small shell that kills it when its standard input closes, so that none
 //! outlives the test process, however that ends.
 
+pub mod nodes;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -195,7 +197,7 @@ pub fn free_port() -> u16 {
 }
 
 /// One of etcd's programs: beside `TRANCHE_ETCD`, or in the workspace's `.tools/bin`.
-fn tool(name: &str) -> PathBuf {
+pub(crate) fn tool(name: &str) -> PathBuf {
     let bin = std::env::var_os("TRANCHE_ETCD").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin"),
         |etcd| Path::new(&etcd).parent().map(Path::to_owned).unwrap_or_default(),

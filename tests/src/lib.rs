@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod control;
 pub mod etcd;
 pub mod gate;
 pub mod history;
@@ -17,6 +18,7 @@ pub mod wait;
 
 pub use cluster::{Builder, Cluster};
 pub use command::{Ran, Session, grpcurl, run, tranche};
+pub use control::{At, Control};
 pub use gate::{Gate, Seen};
 pub use history::{BatchHistory, History, Snapshot};
 pub use in_process::InProcess;

@@ -149,6 +149,12 @@ impl Library {
         assert_same(&snapshot(&self.library), &self.before, "the library");
     }
 
+    /// What is left where batches stage, folders too; may be asked while workers remove it.
+    pub fn staging_left(&self) -> Vec<String> {
+        let entries = WalkDir::new(self.staging()).min_depth(1).into_iter().filter_map(Result::ok);
+        entries.map(|entry| entry.path().display().to_string()).collect()
+    }
+
     /// Asserts that nothing is left where batches stage.
     pub fn assert_no_staging_left(&self) {
         assert_same(&snapshot(&self.staging()), &Snapshot::new(), "the staging folder");
