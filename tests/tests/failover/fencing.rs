@@ -100,7 +100,7 @@ async fn i6_an_owner_that_slept_when_the_last_report_came_decides_nothing() {
     assert_gave_up(&mut scene, owner).await;
     let state = if outcome.is_ok() { State::RolledBack } else { State::Committed };
     let history = scene.ends(state).await;
-    assert_eq!(history.decided().is_some(), true);
+    assert!(history.decided().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
