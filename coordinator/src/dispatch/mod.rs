@@ -11,21 +11,23 @@
 mod latency;
 mod queue;
 mod session;
+mod workers;
 
 pub use latency::Latency;
 pub use session::{Hello, Session, SessionId};
+pub use workers::Place;
 
+use crate::node::Host;
 use crate::store::keys::BatchKey;
 use queue::Queue;
 use session::Outstanding;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tranche_engine::{Phase, Token, WorkerKey};
+use tranche_engine::{Epoch, Now, Phase, Token, WorkerKey};
+use tranche_guards::Guard;
 use tranche_proto::v1::{self, attach_response::Frame};
 
 /// Frames that wait for a worker to read them. A worker's leases are bounded by its credit, and each makes
@@ -36,20 +38,32 @@ pub const OUTBOUND_BOUND: usize = 4096;
 pub type Outbound = mpsc::Sender<Result<v1::AttachResponse, Status>>;
 
 /// The hub between workers' sessions and batches' owners.
-#[derive(Default)]
 pub struct Dispatch {
     inner: Mutex<Inner>,
     latency: Latency,
+    origin: Instant,
+    host: Host,
 }
 
 #[derive(Default)]
 struct Inner {
     next_id: u64,
     sessions: BTreeMap<SessionId, Session>,
-    by_worker: HashMap<WorkerKey, SessionId>,
-    queues: HashMap<String, Queue>,
+    by_worker: BTreeMap<WorkerKey, SessionId>,
+    queues: BTreeMap<String, Queue>,
+    /// Batches that are owned here.
+    owned: BTreeMap<BatchKey, Owned>,
     /// Batches that are rolling back: no staging lease of theirs is sent any more.
-    revoked: HashSet<BatchKey>,
+    revoked: BTreeSet<BatchKey>,
+    /// Who is there, for workers; `None`: not known yet.
+    replicas: Option<v1::Replicas>,
+}
+
+/// A batch that is owned here.
+struct Owned {
+    epoch: Epoch,
+    /// When those that were attached then were told so.
+    since: Now,
 }
 
 /// A lease to be sent.
@@ -66,7 +80,22 @@ pub struct Delivery {
     pub bytes: u64,
 }
 
+impl Default for Dispatch {
+    fn default() -> Self {
+        Self::new(Instant::now(), Host::default())
+    }
+}
+
 impl Dispatch {
+    /// A hub without workers, whose times begin at `origin`.
+    pub fn new(origin: Instant, host: Host) -> Self {
+        Self { inner: Mutex::default(), latency: Latency::default(), origin, host }
+    }
+
+    fn now(&self) -> Now {
+        Now { at: self.origin.elapsed(), wall_ms: self.host.wall_ms() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every change is complete before anything can panic.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -79,50 +108,44 @@ impl Dispatch {
 
     // ---- batches ----
 
-    /// A batch is owned here from now on; `wake` is notified when there is a request for it. Tells which
-    /// workers are there, and what leases of the batch they hold.
+    /// A batch is owned here from now on; `wake` is notified when there is a request for it. Every worker
+    /// that is attached is told, and answers with what it holds of the batch; returns who they are. None, if a
+    /// later epoch of the batch is here already.
     pub fn register(
         &self,
         batch: &BatchKey,
+        epoch: Epoch,
         handler: &str,
         priority: u32,
         wake: Arc<Notify>,
-    ) -> Vec<(WorkerKey, Vec<Token>)> {
+    ) -> Vec<WorkerKey> {
         let mut inner = self.lock();
+        if inner.owned.get(batch).is_some_and(|owned| owned.epoch > epoch) {
+            return Vec::new();
+        }
         inner.queues.entry(handler.to_owned()).or_default().register(batch, priority, wake);
         inner.revoked.remove(batch);
-        inner.sessions.values().map(|session| (session.worker.clone(), session.held(batch))).collect()
+        // An earlier epoch's leases, if its driver hasn't ended yet: the workers say what they still hold.
+        inner.forget_leases(batch);
+        inner.owned.insert(batch.clone(), Owned { epoch, since: self.now() });
+        for session in inner.sessions.values() {
+            session.send(owner(batch, epoch));
+        }
+        inner.sessions.values().map(|session| session.worker.clone()).collect()
     }
 
     /// The owner that registered with `wake` is none any more. Requests that it took and didn't answer queue
-    /// up again. One that registered later stays.
+    /// up again, and its leases count against nobody's credit: they are another's. One that registered later
+    /// stays.
     pub fn unregister(&self, batch: &BatchKey, handler: &str, wake: &Arc<Notify>) {
         let mut inner = self.lock();
         if !inner.queues.get_mut(handler).is_some_and(|queue| queue.unregister(batch, wake)) {
             return;
         }
+        inner.owned.remove(batch);
         inner.revoked.remove(batch);
-        let mut waiting = Vec::new();
-        for session in inner.sessions.values_mut() {
-            while session.answered(batch).is_some() {
-                waiting.push(session.id);
-            }
-        }
-        for session in waiting {
-            inner.enqueue(session);
-        }
+        inner.forget_leases(batch);
         inner.feed(handler);
-    }
-
-    /// Ends the streams of the workers that hold leases of this batch: they attach again, and say what they
-    /// hold and have done.
-    pub fn end_holders(&self, batch: &BatchKey) {
-        let mut inner = self.lock();
-        let holders: Vec<SessionId> =
-            inner.sessions.values().filter(|s| !s.held(batch).is_empty()).map(|s| s.id).collect();
-        for id in holders {
-            inner.end(id, "a batch that it works for changes its owner");
-        }
     }
 
     /// Takes at most `appetite` requests from the head of the queue for this batch. Fewer than there are
@@ -167,17 +190,19 @@ impl Dispatch {
     /// nor one to a worker that isn't here.
     pub fn grant(&self, worker: &WorkerKey, delivery: Delivery) -> bool {
         let mut inner = self.lock();
-        if delivery.phase == Phase::Stage && inner.revoked.contains(&delivery.batch) {
+        let revoked = inner.revoked.contains(&delivery.batch) && Guard::RevokedBatch.on();
+        if delivery.phase == Phase::Stage && revoked {
             inner.undelivered(worker, &delivery.batch);
             return false;
         }
+        let backlog = inner.backlog(worker);
         let Some(session) = inner.session(worker) else { return false };
         let since = session.answered(&delivery.batch);
         session
             .outstanding
             .insert(delivery.token, Outstanding { batch: delivery.batch, bytes: delivery.bytes });
         for frame in delivery.frames {
-            session.send(Frame::Grant(frame));
+            session.send(Frame::Grant(v1::Grant { backlog, ..frame }));
         }
         if let Some(since) = since {
             self.latency.add(since.elapsed());
@@ -194,8 +219,9 @@ impl Dispatch {
     pub fn ack(&self, worker: &WorkerKey, ack: v1::ReportAck) {
         let mut inner = self.lock();
         let token = ack.token.as_ref().map(crate::driver::records::token_from);
+        let backlog = inner.backlog(worker);
         if let Some(session) = inner.session(worker) {
-            session.send(Frame::Ack(v1::Ack { heartbeat: 0, reports: vec![ack], backlog: 0 }));
+            session.send(Frame::Ack(v1::Ack { heartbeat: 0, reports: vec![ack], backlog }));
         }
         if let Some(token) = token {
             inner.freed(worker, token);
@@ -234,15 +260,29 @@ impl Dispatch {
         }
     }
 
-    /// Tells every worker that a batch was decided. After a rollback no staging lease of it is sent.
+    /// Tells every worker that a batch of this owner was decided. After a rollback no staging lease of it is
+    /// sent.
     pub fn broadcast(&self, batch: &BatchKey, phase: v1::Phase) {
         let mut inner = self.lock();
         if phase == v1::Phase::Rollback {
             inner.revoked.insert(batch.clone());
         }
+        inner.tell_all(batch, phase);
+    }
+
+    /// Tells every worker that another coordinator's batch was decided: one that hears of it here first stops
+    /// the sooner. What is sent from here is the business of this one's own batches, and doesn't change.
+    pub fn pass_on(&self, batch: &BatchKey, phase: v1::Phase) {
+        self.lock().tell_all(batch, phase);
+    }
+
+    /// Tells every worker which coordinators are there; who attaches later hears it after its welcome.
+    pub fn replicas(&self, replicas: v1::Replicas) {
+        let mut inner = self.lock();
         for session in inner.sessions.values() {
-            session.send(phase_changed(batch, phase));
+            session.send(Frame::Replicas(replicas.clone()));
         }
+        inner.replicas = Some(replicas);
     }
 
     /// Tells every worker that this coordinator is leaving.
@@ -252,81 +292,14 @@ impl Dispatch {
         }
     }
 
-    // ---- from workers ----
-
-    /// A worker attached. An older session of the same worker id ends. The welcome is the stream's first
-    /// frame, and whoever has read it finds the worker here. Returns the session's id, and what ends the
-    /// session's stream from here.
-    pub fn attach(
-        &self,
-        hello: Hello,
-        welcome: v1::Welcome,
-        out: Outbound,
-    ) -> (SessionId, CancellationToken) {
-        let mut inner = self.lock();
-        inner.next_id += 1;
-        let id = SessionId(inner.next_id);
-        let session = Session::new(id, hello, out);
-        session.send(Frame::Welcome(welcome));
-        let same_id = inner.sessions.values().filter(|s| s.worker.id == session.worker.id);
-        let replaced: Vec<(SessionId, bool)> =
-            same_id.map(|s| (s.id, s.worker.incarnation != session.worker.incarnation)).collect();
-        for (older, other_process) in replaced {
-            if other_process {
-                // Either it was restarted just now, or two processes share an id and end each other's leases.
-                tracing::warn!(
-                    worker.id = %session.worker.id,
-                    peer = %session.peer,
-                    "another process attached with the id of a worker that is attached; ids must differ"
-                );
-            }
-            inner.end(older, "another stream attached with this worker id");
-        }
-        let end = session.end.clone();
-        inner.by_worker.insert(session.worker.clone(), id);
-        inner.sessions.insert(id, session);
-        (id, end)
-    }
-
-    /// A worker's stream ended. Its leases live on until their time is over.
-    pub fn detach(&self, id: SessionId) {
-        self.lock().end(id, "stream ended");
-    }
-
-    /// A worker says how much it takes.
-    pub fn credit(&self, id: SessionId, leases: u32, bytes: u64) {
-        let mut inner = self.lock();
-        if let Some(session) = inner.sessions.get_mut(&id) {
-            session.window_leases = leases;
-            session.window_bytes = bytes;
-            inner.enqueue(id);
-        }
-    }
-
-    /// A worker is alive.
-    pub fn seen(&self, id: SessionId) {
-        if let Some(session) = self.lock().sessions.get_mut(&id) {
-            session.seen = Instant::now();
-        }
-    }
-
-    /// Answers a worker's heartbeat.
-    pub fn heartbeat(&self, id: SessionId, number: u64) {
-        if let Some(session) = self.lock().sessions.get(&id) {
-            session.send(Frame::Ack(v1::Ack { heartbeat: number, reports: Vec::new(), backlog: 0 }));
-        }
-    }
-
-    /// When a worker was last seen, on the clock that began at `origin`.
-    pub fn last_seen(&self, worker: &WorkerKey, origin: Instant) -> Option<Duration> {
-        let mut inner = self.lock();
-        inner.session(worker).map(|session| session.seen.duration_since(origin))
-    }
-
     /// Looks at all sessions.
     pub fn sessions<T>(&self, look: impl Fn(&Session) -> T) -> Vec<T> {
         self.lock().sessions.values().map(look).collect()
     }
+}
+
+fn owner(batch: &BatchKey, epoch: Epoch) -> Frame {
+    Frame::Owner(v1::Owner { batch: batch.to_string(), epoch: epoch.0 })
 }
 
 fn phase_changed(batch: &BatchKey, phase: v1::Phase) -> Frame {
@@ -336,6 +309,33 @@ fn phase_changed(batch: &BatchKey, phase: v1::Phase) -> Frame {
 impl Inner {
     fn session(&mut self, worker: &WorkerKey) -> Option<&mut Session> {
         self.sessions.get_mut(self.by_worker.get(worker)?)
+    }
+
+    fn tell_all(&self, batch: &BatchKey, phase: v1::Phase) {
+        for session in self.sessions.values() {
+            session.send(phase_changed(batch, phase));
+        }
+    }
+
+    /// How many leases could be given now for the handlers of a worker.
+    fn backlog(&self, worker: &WorkerKey) -> i32 {
+        let session = self.by_worker.get(worker).and_then(|id| self.sessions.get(id));
+        let handlers = session.map_or(&[][..], |session| &session.handlers);
+        let of = |handler: &String| self.queues.get(handler).map_or(0, Queue::backlog);
+        i32::try_from(handlers.iter().map(of).fold(0, usize::saturating_add)).unwrap_or(i32::MAX)
+    }
+
+    /// What a batch's owner took and gave doesn't count any more.
+    fn forget_leases(&mut self, batch: &BatchKey) {
+        let mut freed = Vec::new();
+        for session in self.sessions.values_mut() {
+            if session.forget(batch) {
+                freed.push(session.id);
+            }
+        }
+        for session in freed {
+            self.enqueue(session);
+        }
     }
 
     fn undelivered(&mut self, worker: &WorkerKey, batch: &BatchKey) {

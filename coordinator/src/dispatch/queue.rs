@@ -8,7 +8,7 @@
 
 use super::session::{Session, SessionId};
 use crate::store::keys::BatchKey;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -20,8 +20,10 @@ const STRIDE: u64 = 2520 * 1000;
 #[derive(Default)]
 pub(super) struct Queue {
     line: VecDeque<(SessionId, Instant)>,
-    inside: HashSet<SessionId>,
+    inside: BTreeSet<SessionId>,
     batches: BTreeMap<BatchKey, Backlog>,
+    /// The appetites of all batches: it is asked for with every frame.
+    backlog: usize,
 }
 
 struct Backlog {
@@ -37,15 +39,17 @@ impl Queue {
         // A newcomer starts with the others: it neither owes nor is owed.
         let pass = self.lowest_pass();
         let stride = STRIDE / u64::from(priority.max(1));
-        self.batches
-            .insert(batch.clone(), Backlog { stride, pass, appetite: 0, hungry_since: Instant::now(), wake });
+        let newcomer = Backlog { stride, pass, appetite: 0, hungry_since: Instant::now(), wake };
+        if let Some(before) = self.batches.insert(batch.clone(), newcomer) {
+            self.backlog -= before.appetite;
+        }
     }
 
     /// False: it wasn't registered with this `wake`.
     pub(super) fn unregister(&mut self, batch: &BatchKey, wake: &Arc<Notify>) -> bool {
         let registered = self.batches.get(batch).is_some_and(|backlog| Arc::ptr_eq(&backlog.wake, wake));
-        if registered {
-            self.batches.remove(batch);
+        if registered && let Some(gone) = self.batches.remove(batch) {
+            self.backlog -= gone.appetite;
         }
         registered
     }
@@ -63,7 +67,13 @@ impl Queue {
             backlog.pass = backlog.pass.max(floor);
             backlog.hungry_since = Instant::now();
         }
+        self.backlog = self.backlog - backlog.appetite + appetite;
         backlog.appetite = appetite;
+    }
+
+    /// How many leases all batches could give now.
+    pub(super) fn backlog(&self) -> usize {
+        self.backlog
     }
 
     fn next(&self) -> Option<&BatchKey> {
@@ -80,7 +90,10 @@ impl Queue {
     pub(super) fn served(&mut self, batch: &BatchKey) {
         if let Some(backlog) = self.batches.get_mut(batch) {
             backlog.pass += backlog.stride;
-            backlog.appetite = backlog.appetite.saturating_sub(1);
+            if backlog.appetite > 0 {
+                backlog.appetite -= 1;
+                self.backlog -= 1;
+            }
         }
     }
 

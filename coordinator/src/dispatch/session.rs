@@ -2,12 +2,12 @@
 
 use super::Outbound;
 use crate::store::keys::BatchKey;
-use std::collections::{HashMap, VecDeque};
-use std::time::SystemTime;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tranche_engine::{LEASE_BYTES, Token, WorkerKey};
+use tranche_engine::{LEASE_BYTES, Now, Token, WorkerKey};
 use tranche_proto::v1::{self, attach_response::Frame};
 
 /// Which session; never used twice.
@@ -57,12 +57,13 @@ pub struct Session {
     /// Where it connects from.
     pub peer: String,
     /// When it attached.
-    pub attached: SystemTime,
+    pub since: Now,
+    attached: Instant,
     /// When its last frame came.
     pub seen: Instant,
     pub(super) window_leases: u32,
     pub(super) window_bytes: u64,
-    pub(super) outstanding: HashMap<Token, Outstanding>,
+    pub(super) outstanding: BTreeMap<Token, Outstanding>,
     /// Requests of this worker that owners took and haven't answered: for which batch, and since when they
     /// waited.
     pub(super) taken: VecDeque<(BatchKey, Instant)>,
@@ -71,7 +72,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId, hello: Hello, out: Outbound) -> Self {
+    pub(super) fn new(id: SessionId, hello: Hello, since: Now, out: Outbound) -> Self {
         Self {
             id,
             worker: hello.worker,
@@ -80,16 +81,12 @@ impl Session {
             labels: hello.labels,
             version: hello.version,
             peer: hello.peer,
-            attached: SystemTime::now(),
+            since,
+            attached: Instant::now(),
             seen: Instant::now(),
             window_leases: 0,
             window_bytes: 0,
-            // Bytes of leases from before aren't known any more; the window of leases bounds them.
-            outstanding: hello
-                .held
-                .into_iter()
-                .map(|(batch, token)| (token, Outstanding { batch, bytes: 0 }))
-                .collect(),
+            outstanding: BTreeMap::new(),
             taken: VecDeque::new(),
             end: CancellationToken::new(),
             out,
@@ -108,7 +105,21 @@ impl Session {
 
     /// When it attached, and when it was last seen.
     pub fn times(&self) -> (SystemTime, SystemTime) {
-        (self.attached, SystemTime::now() - self.seen.elapsed())
+        let attached = UNIX_EPOCH + Duration::from_millis(self.since.wall_ms.max(0).cast_unsigned());
+        (attached, attached + self.seen.duration_since(self.attached))
+    }
+
+    /// It holds this lease, from before. Its bytes aren't known any more; the window of leases bounds them.
+    pub(super) fn hold(&mut self, batch: BatchKey, token: Token) {
+        self.outstanding.entry(token).or_insert(Outstanding { batch, bytes: 0 });
+    }
+
+    /// Forgets a batch's leases and the requests that were taken for it. Says whether there were any.
+    pub(super) fn forget(&mut self, batch: &BatchKey) -> bool {
+        let before = self.outstanding.len() + self.taken.len();
+        self.outstanding.retain(|_, lease| lease.batch != *batch);
+        self.taken.retain(|(by, _)| by != batch);
+        before > self.outstanding.len() + self.taken.len()
     }
 
     /// Whether it takes one more lease for this handler. A worker that holds nothing always takes one,
@@ -124,11 +135,6 @@ impl Session {
     pub(super) fn answered(&mut self, batch: &BatchKey) -> Option<Instant> {
         let index = self.taken.iter().position(|(by, _)| by == batch)?;
         self.taken.remove(index).map(|(_, since)| since)
-    }
-
-    /// Leases of one batch that it holds.
-    pub(super) fn held(&self, batch: &BatchKey) -> Vec<Token> {
-        self.outstanding.iter().filter(|(_, lease)| lease.batch == *batch).map(|(token, _)| *token).collect()
     }
 
     /// Puts a frame on the stream. A worker that doesn't read is dropped: its stream ends, it may attach

@@ -24,7 +24,7 @@ fn hello(id: &str, held: Vec<(BatchKey, Token)>) -> Hello {
 fn attach(dispatch: &Dispatch, id: &str, leases: u32, bytes: u64) -> (SessionId, Frames) {
     let hello = hello(id, Vec::new());
     let (out, mut frames) = mpsc::channel(OUTBOUND_BOUND);
-    let (session, _) = dispatch.attach(hello, v1::Welcome::default(), out);
+    let session = dispatch.attach(hello, v1::Welcome::default(), out).id;
     let first = frames.try_recv().unwrap().unwrap().frame.unwrap();
     assert!(matches!(first, Frame::Welcome(_)), "{first:?}");
     dispatch.credit(session, leases, bytes);
@@ -33,8 +33,23 @@ fn attach(dispatch: &Dispatch, id: &str, leases: u32, bytes: u64) -> (SessionId,
 
 fn batch(dispatch: &Dispatch, id: &str, priority: u32) -> BatchKey {
     let key = BatchKey::new("default", id);
-    dispatch.register(&key, "noop", priority, Arc::new(Notify::new()));
+    own(dispatch, &key, 1, priority);
     key
+}
+
+/// Registers an owner, and gives what wakes it and the workers that are told.
+fn own(dispatch: &Dispatch, key: &BatchKey, epoch: u64, priority: u32) -> (Arc<Notify>, Vec<WorkerKey>) {
+    let wake = Arc::new(Notify::new());
+    let told = dispatch.register(key, Epoch(epoch), "noop", priority, wake.clone());
+    (wake, told)
+}
+
+fn frame(frames: &mut Frames) -> Option<Frame> {
+    frames.try_recv().ok().map(|frame| frame.unwrap().frame.unwrap())
+}
+
+fn owner_frame(key: &BatchKey, epoch: u64) -> Frame {
+    Frame::Owner(v1::Owner { batch: key.to_string(), epoch })
 }
 
 fn token(counter: u64) -> Token {
@@ -199,26 +214,129 @@ fn whoever_read_the_welcome_finds_the_worker() {
 }
 
 #[test]
-fn leases_that_a_worker_brings_along_count_against_its_credit() {
+fn leases_that_a_worker_brings_along_count_against_its_credit_if_they_are_from_here() {
+    let dispatch = Dispatch::default();
+    let (ours, theirs) = (batch(&dispatch, "a", 10), BatchKey::new("default", "b"));
+    let hello = hello("w1", vec![(theirs, token(6)), (ours.clone(), token(7)), (ours.clone(), token(8))]);
+    let (out, mut frames) = mpsc::channel(8);
+    dispatch.replicas(v1::Replicas::default());
+    let session = dispatch.attach(hello, v1::Welcome::default(), out).id;
+    dispatch.credit(session, 2, u64::MAX / 2);
+    assert!(matches!(frame(&mut frames), Some(Frame::Welcome(_))));
+    assert!(matches!(frame(&mut frames), Some(Frame::Replicas(_))));
+    assert_eq!(frame(&mut frames), Some(owner_frame(&ours, 1)), "once, and no word of another's batch");
+    assert_eq!(frame(&mut frames), None);
+    assert!(dispatch.take(&ours, "noop", 1).is_empty());
+    dispatch.freed(&worker("w1"), token(7));
+    assert_eq!(dispatch.take(&ours, "noop", 2).len(), 1);
+}
+
+#[test]
+fn a_new_owner_is_told_to_every_worker_and_takes_up_what_they_hold() {
+    let dispatch = Dispatch::default();
+    let (w1, mut frames) = attach(&dispatch, "w1", 2, u64::MAX / 2);
+    let (w2, mut frames2) = attach(&dispatch, "w2", 2, u64::MAX / 2);
+    let key = BatchKey::new("default", "a");
+    let (_, told) = own(&dispatch, &key, 5, 10);
+    assert_eq!(told, [worker("w1"), worker("w2")]);
+    assert_eq!(frame(&mut frames), Some(owner_frame(&key, 5)));
+    assert_eq!(frame(&mut frames2), Some(owner_frame(&key, 5)));
+    assert!(dispatch.holding(w1, &key, Epoch(4), &[token(1), token(2)]).is_none(), "an older owner's answer");
+    assert!(dispatch.holding(w1, &key, Epoch(6), &[token(1), token(2)]).is_none(), "not ours");
+    assert_eq!(dispatch.take(&key, "noop", 9).len(), 4, "neither counted");
+    let key2 = BatchKey::new("default", "b");
+    own(&dispatch, &key2, 6, 10);
+    let asked = dispatch.holding(w2, &key2, Epoch(6), &[token(3)]).unwrap();
+    assert!(asked.at <= dispatch.now().at);
+    assert_eq!(dispatch.sessions(Session::leases), [0, 1]);
+    assert_eq!(dispatch.holding(w2, &key2, Epoch(6), &[token(3)]), Some(asked), "said twice, counted once");
+    assert_eq!(dispatch.sessions(Session::leases), [0, 1]);
+}
+
+#[test]
+fn a_late_worker_was_asked_when_it_attached() {
     let dispatch = Dispatch::default();
     let key = batch(&dispatch, "a", 10);
-    let hello = hello("w1", vec![(key.clone(), token(7))]);
     let (out, _frames) = mpsc::channel(8);
-    let (session, _) = dispatch.attach(hello, v1::Welcome::default(), out);
-    dispatch.credit(session, 1, u64::MAX / 2);
-    assert!(dispatch.take(&key, "noop", 1).is_empty());
-    let other = BatchKey::new("default", "b");
-    let seen = dispatch.register(&other, "noop", 1, Arc::new(Notify::new()));
-    assert_eq!(seen, [(worker("w1"), vec![])]);
-    dispatch.freed(&worker("w1"), token(7));
-    assert_eq!(dispatch.take(&key, "noop", 1).len(), 1);
+    let place = dispatch.attach(hello("w1", vec![(key.clone(), token(1))]), v1::Welcome::default(), out);
+    assert_eq!(dispatch.holding(place.id, &key, Epoch(1), &[token(1)]), Some(place.since));
+}
+
+#[test]
+fn the_leases_of_an_owner_that_ends_are_nobodys_burden() {
+    let dispatch = Dispatch::default();
+    let (key, other) = (BatchKey::new("default", "a"), batch(&dispatch, "b", 10));
+    let (wake, _) = own(&dispatch, &key, 1, 10);
+    let (_session, _frames) = attach(&dispatch, "w1", 2, u64::MAX / 2);
+    assert!(grant(&dispatch, &worker("w1"), &key, 1, 0) && grant(&dispatch, &worker("w1"), &other, 2, 0));
+    assert!(dispatch.take(&other, "noop", 1).is_empty());
+    dispatch.unregister(&key, "noop", &wake);
+    assert_eq!(dispatch.take(&other, "noop", 2).len(), 1, "its own lease still counts");
+}
+
+#[test]
+fn an_older_epoch_that_comes_late_is_no_owner() {
+    let dispatch = Dispatch::default();
+    let key = BatchKey::new("default", "a");
+    let (session, mut frames) = attach(&dispatch, "w1", 1, u64::MAX / 2);
+    own(&dispatch, &key, 7, 10);
+    let (late, told) = own(&dispatch, &key, 6, 10);
+    assert_eq!(told, []);
+    assert_eq!(frame(&mut frames), Some(owner_frame(&key, 7)));
+    assert_eq!(frame(&mut frames), None);
+    dispatch.unregister(&key, "noop", &late);
+    assert!(dispatch.holding(session, &key, Epoch(7), &[]).is_some());
+}
+
+#[test]
+fn a_worker_hears_how_much_waits_for_its_handlers() {
+    let dispatch = Dispatch::default();
+    let (a, b) = (batch(&dispatch, "a", 10), BatchKey::new("default", "b"));
+    let (wake, _) = own(&dispatch, &b, 1, 10);
+    let (session, mut frames) = attach(&dispatch, "w1", 1, u64::MAX / 2);
+    let mut backlog = || {
+        dispatch.heartbeat(session, 1);
+        loop {
+            match frame(&mut frames).expect("an answer") {
+                Frame::Ack(ack) => return ack.backlog,
+                _ => continue,
+            }
+        }
+    };
+    assert_eq!(backlog(), 0);
+    // A turn is taken by the one that waits longest; both say how hungry they are.
+    assert_eq!(dispatch.take(&a, "noop", 7).len(), 1);
+    dispatch.take(&b, "noop", 5);
+    assert_eq!(backlog(), 6 + 5);
+    dispatch.take(&b, "noop", 4);
+    assert_eq!(backlog(), 6 + 4);
+    dispatch.unregister(&b, "noop", &wake);
+    assert_eq!(backlog(), 6);
+    dispatch.take(&a, "noop", usize::MAX);
+    assert_eq!(backlog(), i32::MAX);
+    // Another handler's batches aren't for it.
+    dispatch.take(&a, "noop", 1);
+    let other = BatchKey::new("default", "c");
+    dispatch.register(&other, Epoch(1), "object", 10, Arc::new(Notify::new()));
+    dispatch.take(&other, "object", 9);
+    assert_eq!(backlog(), 1);
+}
+
+#[test]
+fn anothers_rollback_is_passed_on_and_keeps_nothing_back_here() {
+    let dispatch = Dispatch::default();
+    let key = BatchKey::new("default", "a");
+    let (_session, mut frames) = attach(&dispatch, "w1", 2, u64::MAX / 2);
+    dispatch.pass_on(&key, v1::Phase::Rollback);
+    assert!(matches!(frame(&mut frames), Some(Frame::PhaseChanged(_))));
+    assert!(grant(&dispatch, &worker("w1"), &key, 1, 0));
 }
 
 #[test]
 fn requests_that_an_owner_took_along_queue_up_again() {
     let dispatch = Dispatch::default();
-    let (key, wake) = (BatchKey::new("default", "a"), Arc::new(Notify::new()));
-    dispatch.register(&key, "noop", 10, wake.clone());
+    let key = BatchKey::new("default", "a");
+    let (wake, _) = own(&dispatch, &key, 1, 10);
     let (_session, _frames) = attach(&dispatch, "w1", 1, u64::MAX / 2);
     assert_eq!(dispatch.take(&key, "noop", 1).len(), 1);
     dispatch.unregister(&key, "noop", &wake);
@@ -229,20 +347,10 @@ fn requests_that_an_owner_took_along_queue_up_again() {
 #[test]
 fn an_owner_that_ends_late_leaves_its_successor_registered() {
     let dispatch = Dispatch::default();
-    let (key, old, new) = (BatchKey::new("default", "a"), Arc::new(Notify::new()), Arc::new(Notify::new()));
-    dispatch.register(&key, "noop", 10, old.clone());
-    dispatch.register(&key, "noop", 10, new);
+    let key = BatchKey::new("default", "a");
+    let (old, _) = own(&dispatch, &key, 1, 10);
+    own(&dispatch, &key, 2, 10);
     dispatch.unregister(&key, "noop", &old);
     let (_session, _frames) = attach(&dispatch, "w1", 1, u64::MAX / 2);
     assert_eq!(dispatch.take(&key, "noop", 1).len(), 1);
-}
-
-#[test]
-fn the_streams_of_a_batchs_workers_end_and_no_others() {
-    let dispatch = Dispatch::default();
-    let (a, b) = (batch(&dispatch, "a", 10), batch(&dispatch, "b", 10));
-    let _frames: Vec<_> = ["w1", "w2"].map(|id| attach(&dispatch, id, 1, u64::MAX / 2)).into();
-    assert!(grant(&dispatch, &worker("w1"), &a, 1, 0) && grant(&dispatch, &worker("w2"), &b, 2, 0));
-    dispatch.end_holders(&a);
-    assert_eq!(dispatch.sessions(|session| session.worker.id.to_string()), ["w2"]);
 }

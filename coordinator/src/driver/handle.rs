@@ -82,12 +82,16 @@ impl Handle {
 
     /// Tells the driver of an event. `false`: it isn't there any more.
     pub async fn event(&self, event: Event) -> bool {
-        self.inputs.send(Input::Event { event, at: None }).await.is_ok()
+        self.send(event, None).await
     }
 
     /// Tells the driver of an event that happened at this time, however long the driver takes to hear of it.
     pub async fn event_at(&self, event: Event, at: Now) -> bool {
-        self.inputs.send(Input::Event { event, at: Some(at) }).await.is_ok()
+        self.send(event, Some(at)).await
+    }
+
+    pub(crate) async fn send(&self, event: Event, at: Option<Now>) -> bool {
+        self.inputs.send(Input::Event { event, at }).await.is_ok()
     }
 
     /// Sends a call, in order with everything sent before, and gives what will be its answer.

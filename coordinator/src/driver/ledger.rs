@@ -8,6 +8,7 @@ use crate::store::{Entry, RangeOptions, Revision, Store, Txn};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tranche_engine::{Cutoff, Epoch, Records, Write};
+use tranche_guards::Guard;
 use tranche_proto::stored::{Record, Stored};
 use tranche_proto::v1;
 
@@ -131,17 +132,25 @@ pub async fn each(
     }
 }
 
+/// Nobody changed the record since it was seen at this revision.
+fn unchanged(txn: Txn, key: String, revision: Revision) -> Txn {
+    if Guard::RecordCompare.on() { txn.modified(key, revision) } else { txn }
+}
+
 impl Ledger {
     /// The transaction of a write: every record that it changes is compared with the revision last seen,
     /// the lock with the epoch; and where the write says so, nobody may have decided.
     pub fn transaction(&self, write: &Write, decision: Option<&v1::DecisionRecord>) -> Txn {
         let key = &self.key;
         let state = records::state_record(&write.state, &self.report_uri);
-        let mut txn = Txn::new()
-            .created(keys::lock(key), self.epoch.0)
-            .modified(keys::state(key), self.state.revision)
+        let mut txn = Txn::new();
+        if Guard::EpochCompare.on() {
+            txn = txn.created(keys::lock(key), self.epoch.0);
+        }
+        txn = unchanged(txn, keys::state(key), self.state.revision)
             .put(keys::state(key), Stored::with_unknown(state, self.state.unknown.clone()).encode());
-        if write.undecided {
+        let decides = decision.is_some() && Guard::DecisionOnce.on();
+        if decides || (write.undecided && decision.is_none() && Guard::UndecidedCompare.on()) {
             txn = txn.absent(keys::decision(key));
         }
         if let Some(decision) = decision {
@@ -150,8 +159,7 @@ impl Ledger {
         if let Some(cutoff) = write.cutoff {
             let record =
                 v1::CutoffRecord { cutoff: cutoff.cutoff.cast_signed(), next_token: cutoff.next_token };
-            txn = txn
-                .modified(keys::cutoff(key), self.cutoff.revision)
+            txn = unchanged(txn, keys::cutoff(key), self.cutoff.revision)
                 .put(keys::cutoff(key), Stored::with_unknown(record, self.cutoff.unknown.clone()).encode());
         }
         for segment in &write.segments {
@@ -163,14 +171,13 @@ impl Ledger {
             let name = keys::range(key, range.run.first);
             let kept = self.ranges.get(&range.run.first).cloned().unwrap_or_default();
             let record = records::range_record(range);
-            txn = txn
-                .modified(name.clone(), kept.revision)
+            txn = unchanged(txn, name.clone(), kept.revision)
                 .put(name, Stored::with_unknown(record, kept.unknown).encode());
         }
         for first in &write.folded {
             let name = keys::range(key, *first);
             let kept = self.ranges.get(first).cloned().unwrap_or_default();
-            txn = txn.modified(name.clone(), kept.revision).delete(name);
+            txn = unchanged(txn, name.clone(), kept.revision).delete(name);
         }
         if write.release {
             txn = txn.delete(keys::cutoff(key)).delete(keys::lock(key));

@@ -18,13 +18,13 @@ use crate::store::keys::BatchKey;
 use crate::store::{StoreError, Txn, TxnOutcome, commit};
 use act::Deliveries;
 use ledger::{Ledger, Loaded};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tranche_engine::{Answer, Batch, Epoch, Event, OpId, Refusal, Settings, WorkerKey, Write};
+use tranche_engine::{Answer, Batch, Epoch, Event, OpId, Refusal, Settings, Token, WorkerKey, Write};
 use tranche_proto::v1;
 
 /// Inputs worked in before the next step: with the engine's own bound a step's worth.
@@ -63,7 +63,7 @@ pub struct Driver {
     /// Held while a write is in flight.
     writing: Arc<Mutex<()>>,
     wake: Arc<Notify>,
-    ops: HashMap<OpId, oneshot::Sender<Result<Answer, Refusal>>>,
+    ops: BTreeMap<OpId, oneshot::Sender<Result<Answer, Refusal>>>,
     next_op: u64,
     deliveries: Deliveries,
     ended: bool,
@@ -102,7 +102,7 @@ impl Driver {
             priority,
             writing,
             wake: Arc::new(Notify::new()),
-            ops: HashMap::new(),
+            ops: BTreeMap::new(),
             next_op: 0,
             deliveries: Deliveries::default(),
             ended: false,
@@ -126,23 +126,26 @@ impl Driver {
             let step = self.batch.step(self.shared.now());
             self.act(step.commands);
         }
-        let dispatch = &self.shared.dispatch;
-        dispatch.unregister(&self.key, &self.handler, &self.wake);
-        if !self.ended && !self.shared.stop.is_cancelled() {
-            // Reports may be lost with this driver; their workers send them again only on a new stream.
-            dispatch.end_holders(&self.key);
-        }
+        // Reports that are lost with this driver are sent again to the batch's next owner, when it says so.
+        self.shared.dispatch.unregister(&self.key, &self.handler, &self.wake);
         match result {
             Ok(()) => tracing::debug!(batch.id = %self.key, ended = self.ended, "driver stopped"),
             Err(error) => tracing::warn!(batch.id = %self.key, %error, "driver stopped"),
         }
     }
 
-    /// From here on requests come; which workers are there, and what they hold, is told to the engine.
+    /// From here on requests come, and the workers hear whose batch it is. The engine is told who they are,
+    /// and that they hold what its records say: what they hold in truth is what they answer.
     fn meet_workers(&mut self) {
         let now = self.shared.now();
+        let mut held: BTreeMap<WorkerKey, Vec<Token>> = BTreeMap::new();
+        for lease in self.batch.leases() {
+            held.entry(lease.worker).or_default().push(lease.token);
+        }
+        let (epoch, wake) = (self.batch.epoch(), self.wake.clone());
         let dispatch = &self.shared.dispatch;
-        for (worker, held) in dispatch.register(&self.key, &self.handler, self.priority, self.wake.clone()) {
+        for worker in dispatch.register(&self.key, epoch, &self.handler, self.priority, wake) {
+            let held = held.remove(&worker).unwrap_or_default();
             self.batch.push(Event::Attached { worker, held }, now);
         }
     }

@@ -3,11 +3,11 @@
 //! The loop that reads a stream never waits for a batch's driver: a store that is slow must not make a
 //! living worker look dead.
 
-use crate::dispatch::{Hello, OUTBOUND_BOUND, SessionId};
+use crate::dispatch::{Hello, OUTBOUND_BOUND, Place, SessionId};
 use crate::driver::records::token_from;
 use crate::error::Error;
-use crate::grpc::validate;
-use crate::node::Node;
+use crate::grpc::{status, validate};
+use crate::node::{Node, Shared};
 use crate::store::keys::BatchKey;
 use futures::{Stream, TryStreamExt as _};
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
-use tranche_engine::{Event, Phase, Report, ReportError, Runs, Token, WorkerKey};
+use tranche_engine::{Epoch, Event, Now, Phase, Report, ReportError, Runs, Token, WorkerKey};
 use tranche_proto::v1::attach_request::Frame;
 use tranche_proto::v1::worker_service_server::WorkerService;
 use tranche_proto::{MAX_FAILURE_MESSAGE_BYTES, MAX_KEY_BYTES, MAX_RECEIPT_BYTES, PROTOCOL_VERSION, v1};
@@ -29,6 +29,11 @@ use tranche_proto::{MAX_FAILURE_MESSAGE_BYTES, MAX_KEY_BYTES, MAX_RECEIPT_BYTES,
 const HELLO_WAIT: Duration = Duration::from_secs(10);
 /// The longest worker id, and incarnation.
 const MAX_WORKER_ID: usize = 128;
+
+/// Frames of one worker on their way to batches' drivers. Its leases are bounded by its credit, and each makes
+/// few; one that brings more than this, while the store is away for long, is cut off, attaches again later and
+/// brings again what wasn't acknowledged.
+const WORK_BOUND: usize = 2 * 4096;
 
 /// The service.
 pub struct Workers {
@@ -84,6 +89,9 @@ pub async fn serve(
     out: &crate::dispatch::Outbound,
     shutdown: CancellationToken,
 ) -> Result<(), Status> {
+    if node.shared().stop.is_cancelled() {
+        return Err(Error::ShuttingDown.into());
+    }
     let first = tokio::time::timeout(HELLO_WAIT, frames.try_next())
         .await
         .map_err(|_| Status::deadline_exceeded("no hello came"))??;
@@ -100,10 +108,10 @@ pub async fn serve(
         heartbeat_interval: config.heartbeat().try_into().ok(),
     };
     let (held, slots) = (hello.held.clone(), hello.slots);
-    let (id, end) = node.shared().dispatch.attach(hello, welcome, out.clone());
+    let Place { id, since, end } = node.shared().dispatch.attach(hello, welcome, out.clone());
     tracing::info!(worker.id = %worker.id, slots, held = held.len(), "worker attached");
     let mut session = Attached { node: node.clone(), worker: worker.clone(), id, work: JoinSet::new() };
-    session.announce(held).await;
+    session.announce(held, since).await;
     let silence = silence_limit(config.lease_ttl);
     let mut silent_at = Instant::now() + silence;
     let result = loop {
@@ -177,38 +185,42 @@ struct Attached {
     node: Arc<Node>,
     worker: WorkerKey,
     id: SessionId,
-    /// Frames on their way to batches' drivers: as many as the worker's credit makes reports.
+    /// Frames on their way to batches' drivers.
     work: JoinSet<()>,
 }
 
 impl Attached {
-    /// Tells every batch owned here which leases of it the worker holds. Leases of batches that nobody
-    /// knows are taken from it.
-    async fn announce(&mut self, held: Vec<(BatchKey, Token)>) {
+    /// Tells every batch owned here which leases of it the worker holds. Those of another coordinator's
+    /// batches are its own; only what is of no batch any more is taken from it.
+    async fn announce(&mut self, held: Vec<(BatchKey, Token)>, since: Now) {
         let mut by_batch: BTreeMap<BatchKey, Vec<Token>> = BTreeMap::new();
         for (batch, token) in held {
             by_batch.entry(batch).or_default().push(token);
         }
-        // What is leased to it from now on isn't among those that it named.
-        let now = self.node.shared().now();
         for (key, handle) in self.node.shared().handles() {
             let held = by_batch.remove(&key).unwrap_or_default();
-            handle.event_at(Event::Attached { worker: self.worker.clone(), held }, now).await;
+            handle.event_at(Event::Attached { worker: self.worker.clone(), held }, since).await;
         }
-        for (batch, tokens) in by_batch {
-            let (node, worker) = (self.node.clone(), self.worker.clone());
-            self.work.spawn(async move {
-                // A batch that gets its owner only now hears of the leases when it is registered.
-                if let Ok(None) = node.handle_of(&batch).await {
+        if by_batch.is_empty() {
+            return;
+        }
+        let (node, worker) = (self.node.clone(), self.worker.clone());
+        self.work.spawn(async move {
+            let shared = node.shared();
+            for (batch, tokens) in by_batch {
+                if over(shared, &batch).await {
                     for token in tokens {
-                        node.shared().dispatch.revoke(&worker, &batch, token, "the batch isn't known");
+                        shared.dispatch.revoke(&worker, &batch, token, "the batch isn't known");
                     }
                 }
-            });
-        }
+            }
+        });
     }
 
     fn frame(&mut self, frame: Option<Frame>) -> Result<(), Status> {
+        if self.work.len() >= WORK_BOUND {
+            return Err(status::overloaded("frames of one worker in work", WORK_BOUND));
+        }
         let dispatch = &self.node.shared().dispatch;
         match frame {
             Some(Frame::Credit(credit)) => {
@@ -240,7 +252,15 @@ impl Attached {
                 let batch = batch_of(&ack.batch)?;
                 self.tell(batch, Event::PhaseAck { worker: self.worker.clone() });
             }
-            Some(Frame::Holding(_)) => {}
+            Some(Frame::Holding(holding)) => {
+                let batch = batch_of(&holding.batch)?;
+                let held: Vec<Token> = holding.tokens.iter().map(token_from).collect();
+                let epoch = Epoch(holding.epoch);
+                if let Some(asked) = dispatch.holding(self.id, &batch, epoch, &held) {
+                    let event = Event::Attached { worker: self.worker.clone(), held };
+                    self.tell_at(batch, event, Some(asked));
+                }
+            }
             Some(Frame::Hello(_)) => return Err(invalid("hello", "came twice")),
             // A newer peer's frame: to pass over it could mean anything.
             None => return Err(Status::unimplemented("unknown frame")),
@@ -249,10 +269,14 @@ impl Attached {
     }
 
     fn tell(&mut self, batch: BatchKey, event: Event) {
+        self.tell_at(batch, event, None);
+    }
+
+    fn tell_at(&mut self, batch: BatchKey, event: Event, at: Option<Now>) {
         let node = self.node.clone();
         self.work.spawn(async move {
             if let Some(handle) = node.shared().handle(&batch) {
-                handle.event(event).await;
+                handle.send(event, at).await;
             }
         });
     }
@@ -267,27 +291,36 @@ fn batch_and_token(name: &str, token: Option<&v1::Token>) -> Result<(BatchKey, T
     Ok((batch_of(name)?, token_from(token)))
 }
 
-/// Brings a report to its batch. Until it is acknowledged the worker keeps it, so whatever fails here is
-/// tried again with the next stream.
+/// Brings a report to its batch, if it is owned here. One of another coordinator's batch is passed over, and
+/// so is one that its driver doesn't take any more: until it is acknowledged the worker keeps it, and brings it
+/// to the batch's owner.
 async fn settle(node: &Node, worker: WorkerKey, batch: BatchKey, mut event: Report, report: v1::Report) {
-    loop {
-        let handle = match node.handle_of(&batch).await {
-            Ok(Some(handle)) => handle,
-            Ok(None) => {
-                let unknown = answer(&report, v1::report_ack::Result::UnknownBatch, "");
-                node.shared().dispatch.ack(&worker, unknown);
-                return;
-            }
-            // It isn't for this coordinator to say any more; the worker brings it to the next owner.
-            Err(_) => return,
-        };
-        if !report.failures.is_empty() && event.failure_object.is_none() {
-            let Some(object) = write_failures(node, &batch, event.token, &report).await else { return };
-            event.failure_object = Some(object);
+    let shared = node.shared();
+    let Some(handle) = shared.handle(&batch) else {
+        if over(shared, &batch).await {
+            shared.dispatch.ack(&worker, answer(&report, v1::report_ack::Result::UnknownBatch, ""));
+        } else {
+            tracing::debug!(batch.id = %batch, worker.id = %worker.id, "report of a batch that isn't owned here");
         }
-        // A driver that just ended takes nothing; the batch's next one does.
-        if handle.event(Event::Report(event.clone())).await {
-            return;
+        return;
+    };
+    if !report.failures.is_empty() {
+        let Some(object) = write_failures(node, &batch, event.token, &report).await else { return };
+        event.failure_object = Some(object);
+    }
+    if !handle.event(Event::Report(event)).await {
+        tracing::debug!(batch.id = %batch, worker.id = %worker.id, "report that came as the owner left");
+    }
+}
+
+/// Whether a batch is known to need no owner any more. A store that is away knows nothing: the worker asks
+/// again.
+async fn over(shared: &Shared, batch: &BatchKey) -> bool {
+    match shared.needs_owner(batch).await {
+        Ok(needed) => !needed,
+        Err(error) => {
+            tracing::debug!(batch.id = %batch, %error, "whether the batch ended isn't known now");
+            false
         }
     }
 }
@@ -305,8 +338,9 @@ async fn write_failures(node: &Node, batch: &BatchKey, token: Token, report: &v1
             Err(error) => {
                 tracing::warn!(batch.id = %batch, %error, "failures not written yet");
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
+                    biased;
                     () = node.shared().stop.cancelled() => return None,
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
                 }
             }
         }

@@ -16,6 +16,12 @@ pub struct Member {
 }
 
 impl Shared {
+    /// Whether a batch still needs an owner, as the store has it: it is there, and not swept.
+    pub(crate) async fn needs_owner(&self, batch: &BatchKey) -> Result<bool, Error> {
+        let Some(state) = self.store.get(&keys::state(batch)).await? else { return Ok(false) };
+        Ok(!ledger::decode::<v1::StateRecord>(&state)?.value.swept)
+    }
+
     /// Who holds a batch's sequence lock; `None`: nobody does. May be behind the store by the time that a
     /// watch takes.
     pub async fn owner_of(&self, batch: &BatchKey) -> Result<Option<Member>, Error> {

@@ -56,6 +56,7 @@ impl Shared {
         host: Host,
         stop: CancellationToken,
     ) -> Self {
+        let origin = Instant::now();
         Self {
             id: host.new_id(),
             endpoint,
@@ -63,10 +64,10 @@ impl Shared {
             config,
             store,
             objects,
-            dispatch: Arc::new(Dispatch::default()),
+            dispatch: Arc::new(Dispatch::new(origin, host.clone())),
             stop,
             tasks: TaskTracker::new(),
-            origin: Instant::now(),
+            origin,
             start_time_ms: host.wall_ms(),
             host,
             session: watch::channel(None).0,

@@ -20,6 +20,7 @@ use super::{Compare, Entry, Op, RangeOptions, Revision, Store, StoreError, Txn, 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
+use tranche_guards::Guard;
 
 #[cfg(test)]
 mod tests;
@@ -92,7 +93,9 @@ async fn attempt(store: &dyn Store, txn: &Txn, doubt: &mut Option<String>) -> Re
             return Err(StoreError::Unavailable(message));
         }
         Err(StoreError::Unknown(ref message)) => {
-            *doubt = Some(message.clone());
+            if Guard::ReadBack.on() {
+                *doubt = Some(message.clone());
+            }
             return answer;
         }
         Ok(TxnOutcome::Refused) | Err(_) if doubt.is_none() => return answer,

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::Streaming;
-use tranche_engine::{Event, Phase, Report, Runs, WorkerKey};
+use tranche_engine::{Epoch, Event, Phase, Report, Runs, WorkerKey};
 use tranche_proto::v1;
 use tranche_proto::v1::attach_request::Frame as To;
 use tranche_proto::v1::attach_response::Frame;
@@ -33,7 +33,7 @@ impl FakeWorker {
         let worker = WorkerKey::new(id, "life-1");
         let dispatch = node.shared().dispatch.clone();
         let hello = hello(worker.clone());
-        let (id, _) = dispatch.attach(hello, v1::Welcome::default(), out);
+        let id = dispatch.attach(hello, v1::Welcome::default(), out).id;
         dispatch.credit(id, leases, 1 << 30);
         let node = node.clone();
         Self(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -41,8 +41,20 @@ impl FakeWorker {
                 let heard = timeout(Duration::from_millis(100), frames.recv()).await;
                 dispatch.seen(id);
                 let Ok(frame) = heard else { continue };
-                let Some(Frame::Grant(grant)) = frame.expect("attached").expect("no error").frame else {
-                    continue;
+                let grant = match frame.expect("attached").expect("no error").frame {
+                    Some(Frame::Grant(grant)) => grant,
+                    // It reports at once, so it holds nothing.
+                    Some(Frame::Owner(owner)) => {
+                        let batch = BatchKey::parse(&owner.batch).expect("a name");
+                        if let Some(asked) = dispatch.holding(id, &batch, Epoch(owner.epoch), &[])
+                            && let Some(handle) = node.shared().handle(&batch)
+                        {
+                            let worker = worker.clone();
+                            handle.event_at(Event::Attached { worker, held: Vec::new() }, asked).await;
+                        }
+                        continue;
+                    }
+                    _ => continue,
                 };
                 let phase = match grant.phase() {
                     v1::Phase::Stage => Phase::Stage,
@@ -64,8 +76,10 @@ impl FakeWorker {
                     elapsed: Duration::from_millis(1),
                 };
                 let batch = BatchKey::parse(&grant.batch).expect("a name");
-                let handle = node.shared().handle(&batch).expect("who leases is there");
-                handle.event(Event::Report(report)).await;
+                // One whose owner just left is nobody's to take.
+                if let Some(handle) = node.shared().handle(&batch) {
+                    handle.event(Event::Report(report)).await;
+                }
             }
         })))
     }
@@ -132,7 +146,21 @@ impl RawWorker {
                     continue;
                 }
             };
+            if let Frame::Owner(owner) = &frame {
+                self.hold(owner).await;
+            }
             return frame;
+        }
+    }
+
+    /// Answers a new owner: what it holds, then what it did.
+    async fn hold(&mut self, owner: &v1::Owner) {
+        let held = self.held.iter().filter(|held| held.batch == owner.batch);
+        let tokens = held.filter_map(|held| held.token).collect();
+        let (batch, epoch) = (owner.batch.clone(), owner.epoch);
+        self.send(To::Holding(v1::Holding { batch, epoch, tokens })).await;
+        if let Some(report) = self.report.clone() {
+            self.send(To::Report(report)).await;
         }
     }
 

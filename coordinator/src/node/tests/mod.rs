@@ -161,14 +161,3 @@ async fn a_session_that_is_lost_while_a_batch_is_created_makes_no_second_driver(
     world.append(&batch, 1, 3).await;
     world.end().await;
 }
-
-#[tokio::test]
-async fn nobody_waits_for_an_owner_when_the_coordinator_stops() {
-    let dir = folder();
-    let world = World::start(dir.path()).await;
-    let batch = world.node.create("default", spec(), "").await.expect("created").key;
-    world.stop.cancel();
-    timeout(LONG, world.node.stopped()).await.expect("it stops");
-    let waited = timeout(OWNER_WAIT / 2, world.node.handle_of(&batch)).await;
-    assert!(matches!(waited, Ok(Err(Error::ShuttingDown))), "it isn't told that there is no such batch");
-}

@@ -1,0 +1,114 @@
+//! What comes from workers' streams.
+
+use super::{Dispatch, Hello, Inner, Outbound, Session, SessionId, owner};
+use crate::store::keys::BatchKey;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tranche_engine::{Epoch, Now, Token, WorkerKey};
+use tranche_proto::v1::{self, attach_response::Frame};
+
+/// A worker's place in the hub.
+pub struct Place {
+    /// Its session.
+    pub id: SessionId,
+    /// Since when it has it: what it was sent later isn't among what it said that it holds.
+    pub since: Now,
+    /// Ends its stream from here.
+    pub end: CancellationToken,
+}
+
+impl Dispatch {
+    /// A worker attached. An older session of the same worker id ends. The welcome is the stream's first
+    /// frame, and whoever has read it finds the worker here. Of what it holds, what is of batches that are
+    /// owned here counts against its credit, and it is told whose they are.
+    pub fn attach(&self, mut hello: Hello, welcome: v1::Welcome, out: Outbound) -> Place {
+        let mut inner = self.lock();
+        inner.next_id += 1;
+        let id = SessionId(inner.next_id);
+        let named: BTreeSet<BatchKey> = hello.held.iter().map(|(batch, _)| batch.clone()).collect();
+        let held = std::mem::take(&mut hello.held);
+        let mut session = Session::new(id, hello, self.now(), out);
+        session.send(Frame::Welcome(welcome));
+        if let Some(replicas) = &inner.replicas {
+            session.send(Frame::Replicas(replicas.clone()));
+        }
+        for (batch, owned) in named.iter().filter_map(|batch| inner.owned.get_key_value(batch)) {
+            session.send(owner(batch, owned.epoch));
+        }
+        for (batch, token) in held.into_iter().filter(|(batch, _)| inner.owned.contains_key(batch)) {
+            session.hold(batch, token);
+        }
+        let same_id = inner.sessions.values().filter(|s| s.worker.id == session.worker.id);
+        let replaced: Vec<(SessionId, bool)> =
+            same_id.map(|s| (s.id, s.worker.incarnation != session.worker.incarnation)).collect();
+        for (older, other_process) in replaced {
+            if other_process {
+                // Either it was restarted just now, or two processes share an id and end each other's leases.
+                tracing::warn!(
+                    worker.id = %session.worker.id,
+                    peer = %session.peer,
+                    "another process attached with the id of a worker that is attached; ids must differ"
+                );
+            }
+            inner.end(older, "another stream attached with this worker id");
+        }
+        let place = Place { id, since: session.since, end: session.end.clone() };
+        inner.by_worker.insert(session.worker.clone(), id);
+        inner.sessions.insert(id, session);
+        place
+    }
+
+    /// A worker's stream ended. Its leases live on until their time is over.
+    pub fn detach(&self, id: SessionId) {
+        self.lock().end(id, "stream ended");
+    }
+
+    /// A worker says how much it takes.
+    pub fn credit(&self, id: SessionId, leases: u32, bytes: u64) {
+        let mut inner = self.lock();
+        if let Some(session) = inner.sessions.get_mut(&id) {
+            session.window_leases = leases;
+            session.window_bytes = bytes;
+            inner.enqueue(id);
+        }
+    }
+
+    /// A worker is alive.
+    pub fn seen(&self, id: SessionId) {
+        if let Some(session) = self.lock().sessions.get_mut(&id) {
+            session.seen = Instant::now();
+        }
+    }
+
+    /// Answers a worker's heartbeat.
+    pub fn heartbeat(&self, id: SessionId, number: u64) {
+        let inner = self.lock();
+        if let Some(session) = inner.sessions.get(&id) {
+            let backlog = inner.backlog(&session.worker);
+            session.send(Frame::Ack(v1::Ack { heartbeat: number, reports: Vec::new(), backlog }));
+        }
+    }
+
+    /// When a worker was last seen, on the clock that began at `origin`.
+    pub fn last_seen(&self, worker: &WorkerKey, origin: Instant) -> Option<Duration> {
+        let mut inner = self.lock();
+        inner.session(worker).map(|session| session.seen.duration_since(origin))
+    }
+
+    /// A worker says what it holds of a batch, in answer to the owner of this epoch: it counts against its
+    /// credit. Returns when it was asked: what was sent to it before and isn't named is lost. `None`: this
+    /// epoch isn't the owner here (any more), and nothing is changed.
+    pub fn holding(&self, id: SessionId, batch: &BatchKey, epoch: Epoch, tokens: &[Token]) -> Option<Now> {
+        let mut inner = self.lock();
+        let Inner { owned, sessions, .. } = &mut *inner;
+        let owned = owned.get(batch).filter(|owned| owned.epoch == epoch)?;
+        let session = sessions.get_mut(&id)?;
+        for token in tokens {
+            session.hold(batch.clone(), *token);
+        }
+        // One that attached later was asked, or named what it holds, when it did.
+        Some(if session.since.at > owned.since.at { session.since } else { owned.since })
+    }
+}
