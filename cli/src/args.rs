@@ -24,7 +24,8 @@ pub(crate) struct Cli {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// Any coordinator of the cluster.
+    /// Any coordinator of the cluster, or several, separated by commas: the first that answers is used, and
+    /// another when it is gone.
     #[arg(
         long,
         global = true,
@@ -93,7 +94,7 @@ pub(crate) enum Command {
     Retry(commands::retry::RetryArgs),
     /// Delete the records of a batch that has ended. The library is not touched.
     Delete(commands::delete::DeleteArgs),
-    /// List the workers attached to the coordinator.
+    /// List the workers.
     Workers,
     /// List the coordinators of the cluster.
     Coordinators,
@@ -282,7 +283,7 @@ mod tests {
         assert_eq!(cli.global.output, Output::Json);
         assert_eq!(cli.global.batch("b1"), "namespaces/photos/batches/b1");
         assert_eq!(cli.global.batch("namespaces/x/batches/y"), "namespaces/x/batches/y");
-        assert!(parse("--coordinator http://h:1 list").is_ok());
+        assert!(parse("--coordinator http://h:1,http://i:1 list").is_ok());
     }
 
     #[test]

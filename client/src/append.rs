@@ -112,7 +112,10 @@ impl Appender {
             source,
             appender: &self,
         };
-        while let Err(broken) = run.stream().await {
+        loop {
+            let used = self.client.used();
+            let Err(broken) = run.stream().await else { break };
+            self.client.failed(used, &broken);
             run.retry.pause(broken).await?;
         }
         Ok(run.source.next - self.first)
@@ -143,6 +146,8 @@ where
         while !(self.source.ended && self.window.is_empty()) {
             let eager = self.window.is_empty();
             tokio::select! {
+                // In this order: each of them is bounded by the window, and acknowledgements make room in it.
+                biased;
                 ack = acks.message() => {
                     self.acknowledge(ack)?;
                     heard = Instant::now();

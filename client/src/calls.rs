@@ -8,6 +8,7 @@ use tonic::Code;
 use tranche_proto::v1;
 use uuid::Uuid;
 
+use crate::retry::Retry;
 use crate::{Appender, Client, Error};
 
 /// The page size that streams over pages ask for: the most that the service gives.
@@ -121,12 +122,18 @@ impl Client {
         .await
     }
 
-    /// Leases the failed tasks once more. Not repeated after a lost answer: by then some may have failed
-    /// again, and the number returned would be that of another retry.
+    /// Leases the failed tasks once more. Not repeated after a lost answer, only when it was surely not done: by
+    /// then some may have failed again, and the number returned would be that of another retry.
     pub async fn retry_failed(&self, name: &str) -> Result<v1::RetryFailedResponse, Error> {
-        let request = v1::RetryFailedRequest { name: name.to_owned() };
-        let mut batches = self.batches();
-        self.once("RetryFailed", batches.retry_failed(Self::request(request))).await
+        let mut retry = Retry::new(self.options().retry_for);
+        loop {
+            let request = v1::RetryFailedRequest { name: name.to_owned() };
+            let mut batches = self.batches();
+            match self.once("RetryFailed", batches.retry_failed(Self::request(request))).await {
+                Err(error) if error.not_done() => retry.pause(error).await?,
+                answer => return answer,
+            }
+        }
     }
 
     /// One page of the tasks that failed, by sequence number.
@@ -169,7 +176,7 @@ impl Client {
         .await
     }
 
-    /// The workers attached to the coordinator that answers.
+    /// The workers attached to any coordinator.
     pub fn workers(&self) -> impl Stream<Item = Result<v1::Worker, Error>> + Send + use<> {
         let client = self.clone();
         pages(move |page_token| {
@@ -201,7 +208,7 @@ impl Client {
         })
     }
 
-    /// The leases out of a batch, or (`None`) of all batches of the coordinator that answers.
+    /// The leases out of a batch, or (`None`) of all batches.
     pub fn leases(&self, batch: Option<&str>) -> impl Stream<Item = Result<v1::Lease, Error>> + Send + use<> {
         let (client, parent) = (self.clone(), batch.unwrap_or_default().to_owned());
         pages(move |page_token| {

@@ -1,4 +1,4 @@
-//! A connection to a coordinator.
+//! A connection to the coordinators.
 
 use std::fmt;
 use std::future::Future;
@@ -10,22 +10,27 @@ use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::admin_service_client::AdminServiceClient;
 use tranche_proto::v1::batch_service_client::BatchServiceClient;
 
+use crate::coordinators::{Coordinators, Used};
 use crate::retry::Retry;
 use crate::{Error, Options};
 
 /// A connection to a coordinator; any coordinator answers any call. Cheap to clone, and connects again
-/// by itself.
+/// by itself: when it knows several coordinators, to the next one.
+///
+/// It uses one of them until that can't be reached, doesn't answer in time, or says that it can't serve
+/// (UNAVAILABLE, such as `SHUTTING_DOWN`); clones move on together.
 #[derive(Clone)]
 pub struct Client {
     url: String,
-    channel: Channel,
+    coordinators: Coordinators,
     options: Options,
 }
 
 impl Client {
-    /// Connects to `http://HOST:PORT` with the default [`Options`].
+    /// Connects to `http://HOST:PORT`, or to the first that can be reached of several, separated by commas,
+    /// with the default [`Options`].
     ///
-    /// One attempt: a wrong address is told at once. Later losses are bridged.
+    /// One attempt at each: a wrong address is told at once. Later losses are bridged.
     pub async fn connect(url: impl Into<String>) -> Result<Self, Error> {
         Self::connect_with(url, Options::default()).await
     }
@@ -33,32 +38,26 @@ impl Client {
     /// Connects with other limits than the default.
     pub async fn connect_with(url: impl Into<String>, options: Options) -> Result<Self, Error> {
         let url = url.into();
-        let endpoint = endpoint(&url, &options)?;
-        let channel =
-            endpoint.connect().await.map_err(|source| Error::Connect { url: url.clone(), source })?;
-        Ok(Self { url, channel, options })
+        Ok(Self { coordinators: Coordinators::connected(&url, &options).await?, url, options })
     }
 
     /// Connects at the first call. Must be called inside a tokio runtime.
     pub fn connect_lazy(url: impl Into<String>, options: Options) -> Result<Self, Error> {
-        let url = url.into();
-        let channel = endpoint(&url, &options)?.connect_lazy();
-        Ok(Self { url, channel, options })
+        Self::connect_over(url, options, Endpoint::connect_lazy)
     }
 
-    /// Connects at the first call, another way than by TCP: `dial` makes the channel of the endpoint, which
+    /// Connects at the first call, another way than by TCP: `dial` makes the channel of each endpoint, which
     /// brings all settings. For instance [`Endpoint::connect_with_connector_lazy`].
     pub fn connect_over(
         url: impl Into<String>,
         options: Options,
-        dial: impl FnOnce(&Endpoint) -> Channel,
+        dial: impl FnMut(&Endpoint) -> Channel,
     ) -> Result<Self, Error> {
         let url = url.into();
-        let channel = dial(&endpoint(&url, &options)?);
-        Ok(Self { url, channel, options })
+        Ok(Self { coordinators: Coordinators::lazy(&url, &options, dial)?, url, options })
     }
 
-    /// The coordinator's URL, as given.
+    /// The coordinators' URLs, as given.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -68,14 +67,15 @@ impl Client {
         &self.options
     }
 
-    /// The generated client, for what has no helper here. It neither repeats nor limits in time.
+    /// The generated client of the coordinator in use, for what has no helper here. It neither repeats, nor limits
+    /// in time, nor moves on.
     pub fn batches(&self) -> BatchServiceClient<Channel> {
-        BatchServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES)
+        BatchServiceClient::new(self.coordinators.channel()).max_decoding_message_size(MAX_FRAME_BYTES)
     }
 
     /// The generated client of the operators' service.
     pub fn admin(&self) -> AdminServiceClient<Channel> {
-        AdminServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES)
+        AdminServiceClient::new(self.coordinators.channel()).max_decoding_message_size(MAX_FRAME_BYTES)
     }
 
     /// Makes an idempotent call, again and again within the budget.
@@ -99,9 +99,26 @@ impl Client {
         name: &'static str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(self.options.call_timeout, call).await {
-            Ok(answer) => answer.map(Response::into_inner).map_err(|status| Error::call(name, status)),
-            Err(_) => Err(Error::call(name, too_late(self.options.call_timeout))),
+        let used = self.used();
+        let status = match tokio::time::timeout(self.options.call_timeout, call).await {
+            Ok(Ok(answer)) => return Ok(answer.into_inner()),
+            Ok(Err(status)) => status,
+            Err(_) => too_late(self.options.call_timeout),
+        };
+        let error = Error::call(name, status);
+        self.failed(used, &error);
+        Err(error)
+    }
+
+    /// The coordinator that calls go to now.
+    pub(crate) fn used(&self) -> Used {
+        self.coordinators.used()
+    }
+
+    /// Says what a coordinator answered; moves on from it if another may do better.
+    pub(crate) fn failed(&self, used: Used, error: &Error) {
+        if error.moves_on() {
+            self.coordinators.leave(used);
         }
     }
 
@@ -113,21 +130,6 @@ impl Client {
 
 pub(crate) fn too_late(limit: Duration) -> Status {
     Status::deadline_exceeded(format!("no answer within {limit:?}"))
-}
-
-fn endpoint(url: &str, options: &Options) -> Result<Endpoint, Error> {
-    let invalid = |source| Error::Url { url: url.to_owned(), source };
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(invalid)?;
-    let endpoint =
-        endpoint.user_agent(concat!("tranche-client/", env!("CARGO_PKG_VERSION"))).map_err(invalid)?;
-    Ok(endpoint
-        .connect_timeout(options.connect_timeout)
-        .tcp_nodelay(true)
-        // Below the 60 s after which load balancers commonly cut an idle connection; the service
-        // tolerates it. Without it a coordinator that vanished is never noticed by a watch.
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true))
 }
 
 impl fmt::Debug for Client {

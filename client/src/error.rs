@@ -130,6 +130,24 @@ impl Error {
         }
     }
 
+    /// Whether another coordinator may do better: this one can't be reached, doesn't answer, or can't serve.
+    pub(crate) fn moves_on(&self) -> bool {
+        let code = self.code();
+        self.retryable() && !matches!(code, Code::Aborted | Code::ResourceExhausted)
+    }
+
+    /// Whether the call was surely not done: nobody was reached, or the batch had no owner to do it.
+    pub(crate) fn not_done(&self) -> bool {
+        let mut cause = self.status().and_then(StdError::source);
+        while let Some(error) = cause {
+            if error.is::<tonic::ConnectError>() {
+                return true;
+            }
+            cause = error.source();
+        }
+        self.reason().as_deref() == Some("NO_OWNER")
+    }
+
     /// How long the service asks to wait before the next attempt, if it says.
     pub fn retry_delay(&self) -> Option<Duration> {
         self.status()?.get_details_retry_info()?.retry_delay

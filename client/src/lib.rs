@@ -20,6 +20,9 @@
 //! # }
 //! ```
 //!
+//! [`Client::connect`] takes several URLs, separated by commas: the client moves on to the next coordinator when
+//! the one that it uses is gone, and appends and watches go on there.
+//!
 //! Every call repeats itself after a lost connection or an answer that says 'later', for at most
 //! [`Options::retry_for`] without any progress. All calls that are repeated are idempotent: a batch is
 //! created once, a task is appended once. See [`Appender`] for how.
@@ -27,6 +30,7 @@
 mod append;
 mod calls;
 mod client;
+mod coordinators;
 mod error;
 pub mod names;
 mod options;

@@ -5,6 +5,7 @@ use tonic::{Status, Streaming};
 use tranche_proto::v1::batch::State;
 use tranche_proto::v1::{Batch, WatchBatchRequest, WatchBatchResponse};
 
+use crate::coordinators::Used;
 use crate::retry::Retry;
 use crate::{Client, Error};
 
@@ -25,6 +26,7 @@ impl Client {
             client: self.clone(),
             name: name.to_owned(),
             updates: None,
+            used: self.used(),
             retry: Retry::new(self.options().retry_for),
             ended: false,
         };
@@ -65,6 +67,7 @@ struct Watch {
     client: Client,
     name: String,
     updates: Option<Streaming<WatchBatchResponse>>,
+    used: Used,
     retry: Retry,
     ended: bool,
 }
@@ -78,6 +81,7 @@ impl Watch {
                     return Ok(update);
                 }
                 Err(error) => {
+                    self.client.failed(self.used, &error);
                     self.updates = None;
                     self.retry.pause(error).await?;
                 }
@@ -88,6 +92,7 @@ impl Watch {
     async fn attempt(&mut self) -> Result<WatchBatchResponse, Error> {
         if self.updates.is_none() {
             let request = WatchBatchRequest { name: self.name.clone() };
+            self.used = self.client.used();
             let mut batches = self.client.batches();
             let call = batches.watch_batch(Client::request(request));
             self.updates = Some(self.client.once(CALL, call).await?);
