@@ -51,7 +51,8 @@ pub enum Event {
         /// The worker.
         worker: WorkerKey,
     },
-    /// A worker attached (again) and holds these leases of this batch, no others.
+    /// A worker attached (again), or answered a new owner: it holds these leases of this batch, no others.
+    /// Its time is that of what it answers: what was sent to it since isn't among them.
     Attached {
         /// The worker.
         worker: WorkerKey,
@@ -158,10 +159,13 @@ pub enum Command {
         /// Where the batch stands.
         state: State,
     },
-    /// There is nothing for this request: it keeps its place in the queue.
+    /// There is nothing for this request.
     Return {
         /// The worker.
         worker: WorkerKey,
+        /// Whether it keeps its place in the queue. Otherwise it goes to the end: there may be something
+        /// for the others.
+        keep: bool,
     },
     /// Answer a client.
     Answer {

@@ -125,7 +125,8 @@ pub struct StateRecord {
     pub decide_time_ms: i64,
     /// The cut-off, once final.
     pub cutoff: u64,
-    /// A worker was lost while it staged, and never said that it stopped.
+    /// A worker was lost while it staged, and never said that it stopped: some time after the end it is
+    /// swept once more.
     pub late_sweep: bool,
 }
 
@@ -182,7 +183,7 @@ pub struct Winner {
     pub token: Token,
     /// The worker's id.
     pub worker: String,
-    /// What it staged.
+    /// What it staged; empty: all its tasks failed.
     pub runs: Runs,
     /// What the handler returned.
     pub receipt: Vec<u8>,
@@ -212,7 +213,8 @@ pub struct RangeRecord {
     pub phase: RangePhase,
     /// The lease for staging that is out, or was lost.
     pub lease: Option<Lease>,
-    /// A second lease for the tasks of `lease`, which is slow: the first report counts.
+    /// A second lease for the tasks of `lease`, which is slow: the first report counts. Never there without
+    /// `lease`, whose place it takes when that one ends without counting.
     pub backup: Option<Lease>,
     /// The attempts that count.
     pub winners: Vec<Winner>,
@@ -266,11 +268,42 @@ impl RangeRecord {
         missing
     }
 
-    /// The lease was lost, or didn't count: something may be staged under its token.
-    pub(crate) fn drop_lease(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            self.lose(lease.token);
+    /// Its leases for staging.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.lease.iter().chain(&self.backup)
+    }
+
+    /// Their tokens.
+    pub(crate) fn tokens(&self) -> Vec<Token> {
+        self.leases().map(|lease| lease.token).collect()
+    }
+
+    /// The lease ended; its backup takes its place. False: it isn't one of this range's.
+    pub(crate) fn end_lease(&mut self, token: Token) -> bool {
+        let is = |lease: &Option<Lease>| lease.as_ref().is_some_and(|lease| lease.token == token);
+        if is(&self.lease) {
+            self.lease = self.backup.take();
+            return true;
         }
+        self.backup.take_if(|backup| backup.token == token).is_some()
+    }
+
+    /// The lease was lost, or didn't count: something may be staged under its token.
+    pub(crate) fn drop_lease(&mut self, token: Token) {
+        if self.end_lease(token) {
+            self.lose(token);
+        }
+    }
+
+    /// Counts an attempt. One that staged nothing is kept too, to know a repeat of its report; the newest
+    /// is enough.
+    pub(crate) fn win(&mut self, winner: Winner) {
+        if winner.runs.is_empty() {
+            for older in self.winners.extract_if(.., |winner| winner.runs.is_empty()).collect::<Vec<_>>() {
+                self.lose(older.token);
+            }
+        }
+        self.winners.push(winner);
     }
 
     /// Something may be staged under this token, and it doesn't count.
@@ -287,8 +320,8 @@ impl RangeRecord {
         let winners: usize = self.winners.iter().map(|w| 64 + w.receipt.len() + runs(&w.runs)).sum();
         let objects: usize = self.failure_objects.iter().map(|o| o.len() + 4).sum();
         let inline: usize = self.inline_failures.iter().map(|f| 32 + f.message.len() + runs(&f.runs)).sum();
-        let lease = self.lease.as_ref().map_or(0, |lease| 96 + runs(&lease.runs));
-        128 + winners + objects + inline + lease + self.losers.len() * 16 + runs(&self.failed_runs)
+        let leases: usize = self.leases().map(|lease| 96 + runs(&lease.runs)).sum();
+        128 + winners + objects + inline + leases + self.losers.len() * 16 + runs(&self.failed_runs)
     }
 }
 

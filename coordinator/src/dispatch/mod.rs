@@ -184,6 +184,20 @@ impl Dispatch {
         }
     }
 
+    /// A request that nothing was found for, though there may be something for others, goes to the end.
+    pub fn pass_on(&self, batch: &BatchKey, handler: &str, worker: &WorkerKey) {
+        let mut inner = self.lock();
+        let Inner { queues, sessions, by_worker, .. } = &mut *inner;
+        let Some(session) = by_worker.get(worker).and_then(|id| sessions.get_mut(id)) else { return };
+        session.answered(batch);
+        let id = session.id;
+        if let Some(queue) = queues.get_mut(handler) {
+            queue.hungry(batch, 0);
+            queue.push_back(id);
+            queue.wake_next(sessions);
+        }
+    }
+
     // ---- to workers ----
 
     /// Sends a lease. Says whether it is on its way; a staging lease of a batch that was revoked isn't,
@@ -272,7 +286,7 @@ impl Dispatch {
 
     /// Tells every worker that another coordinator's batch was decided: one that hears of it here first stops
     /// the sooner. What is sent from here is the business of this one's own batches, and doesn't change.
-    pub fn pass_on(&self, batch: &BatchKey, phase: v1::Phase) {
+    pub fn relay(&self, batch: &BatchKey, phase: v1::Phase) {
         self.lock().tell_all(batch, phase);
     }
 

@@ -57,7 +57,12 @@ impl Driver {
                 Command::Leave { worker, state } => {
                     dispatch.leave(&worker, &self.key, records::state_to_proto(state));
                 }
-                Command::Return { worker } => dispatch.give_back(&self.key, &self.handler, &worker),
+                Command::Return { worker, keep: true } => {
+                    dispatch.give_back(&self.key, &self.handler, &worker);
+                }
+                Command::Return { worker, keep: false } => {
+                    dispatch.pass_on(&self.key, &self.handler, &worker);
+                }
                 Command::Answer { op, answer } => {
                     if let Some(reply) = self.ops.remove(&op) {
                         // A client that went away misses its answer; what it asked for is done.

@@ -5,9 +5,10 @@ use super::{Batch, Waiting};
 use crate::Phase;
 use crate::event::{Attempt, Command, Grant, Report, ReportResult};
 use crate::ids::{Now, Token, WorkerKey};
-use crate::record::{Outcome, RangePhase, RangeRecord, State};
+use crate::record::{Outcome, RangePhase, RangeRecord, State, Winner};
 use crate::runs::{Run, Runs};
 use std::time::Duration;
+use tranche_guards::Guard;
 
 /// How far down the queue a worker's own ranges are looked for.
 const PREFER_WITHIN: usize = 256;
@@ -33,7 +34,7 @@ impl Batch {
             .ranges
             .iter()
             .filter(|(_, range)| match outcome {
-                Outcome::Commit => range.phase == RangePhase::Staged && !range.winners.is_empty(),
+                Outcome::Commit => range.phase == RangePhase::Staged && range.staged() > 0,
                 Outcome::Rollback => range.phase != RangePhase::RolledBack,
             })
             .map(|(first, _)| Waiting { first: *first, ready_at: now.at, attempt: 0 })
@@ -41,8 +42,16 @@ impl Batch {
     }
 
     /// Whether somebody may still be staging the range.
-    pub(super) fn staging(&self, first: u64) -> bool {
-        self.records.ranges[&first].lease.as_ref().is_some_and(|lease| self.leases.contains_key(&lease.token))
+    fn staging(&self, first: u64) -> bool {
+        let range = &self.records.ranges[&first];
+        let overlaps = |run: Run| run.first <= range.run.last && run.last >= range.run.first;
+        range.leases().any(|lease| self.leases.contains_key(&lease.token))
+            || self.stopping.values().any(|stopping| overlaps(stopping.run))
+    }
+
+    /// Whatever is staged after its rollback would stay.
+    pub(super) fn may_roll_back(&self, first: u64) -> bool {
+        !self.staging(first) || !Guard::RollbackWaits.on()
     }
 
     /// Leases a range for commit or rollback, or the batch's last step. No write comes first: these
@@ -61,8 +70,10 @@ impl Batch {
         let token = self.next_token();
         let range = &self.records.ranges[&waiting.first];
         let (phase, attempts) = match self.records.state.state {
-            State::Committing => (Phase::Commit, winners(range)),
-            _ => (Phase::Rollback, everything(range)),
+            State::Committing if Guard::WinnersOnly.on() => (Phase::Commit, winners(range)),
+            State::Committing => (Phase::Commit, everything(range)),
+            _ if Guard::RollbackAll.on() => (Phase::Rollback, everything(range)),
+            _ => (Phase::Rollback, winners(range)),
         };
         let run = range.run;
         self.send(worker, token, phase, run, attempts, waiting.attempt, now);
@@ -74,7 +85,7 @@ impl Batch {
     fn pick_finish(&mut self, worker: &WorkerKey, now: Now) -> Option<Waiting> {
         let committing = self.records.state.state == State::Committing;
         let ready = |batch: &Self, waiting: &Waiting| {
-            waiting.ready_at <= now.at && (committing || !batch.staging(waiting.first))
+            waiting.ready_at <= now.at && (committing || batch.may_roll_back(waiting.first))
         };
         let staged_by = |batch: &Self, first: u64| -> Option<String> {
             let range = &batch.records.ranges[&first];
@@ -123,6 +134,7 @@ impl Batch {
                 attempt,
                 granted_at: now.at,
                 sent_at: Some(now.at),
+                out_since: now.at,
             },
         );
         self.out.push(Command::Grant(Grant {
@@ -147,7 +159,7 @@ impl Batch {
             self.message = format!("{phase:?} of {}-{} by {}: {}", first, lease.run.last, worker.id, error.0);
             let ready_at = now.at + self.settings.pause(lease.attempt);
             self.finish.push_back(Waiting { first, ready_at, attempt: lease.attempt + 1 });
-            self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+            self.acknowledge(worker, token, ReportResult::Durable);
             return;
         }
         let range = self.records.ranges.get_mut(&first).expect("a leased range is there");
@@ -160,7 +172,7 @@ impl Batch {
         }
         self.message.clear();
         self.touch(first);
-        self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+        self.acknowledge(worker, token, ReportResult::Durable);
     }
 
     /// PUBLISH and SWEEP.
@@ -171,24 +183,27 @@ impl Batch {
             self.message = format!("{phase:?} by {}: {}", worker.id, error.0);
             let ready_at = now.at + self.settings.pause(lease.attempt);
             self.closing = Closing::Ready { phase, ready_at, attempt: lease.attempt + 1 };
-            self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+            self.acknowledge(worker, token, ReportResult::Durable);
             return;
         }
         self.message.clear();
         if phase == Phase::Publish {
             self.records.state.published = true;
             self.closing = Closing::Idle;
-        } else if residue > 0 {
+        } else if residue > 0 && Guard::SweepUntilClean.on() {
             // What was found is gone now; look again until nothing is found.
-            if self.records.state.state == State::RollingBack {
+            if matches!(self.records.state.state, State::RollingBack | State::RolledBack) {
                 self.records.state.residue_removed += residue;
             }
             self.closing = Closing::Ready { phase, ready_at: now.at, attempt: lease.attempt };
         } else {
             self.closing = Closing::Done;
+            if self.late {
+                self.records.state.late_sweep = false;
+            }
         }
         self.dirty.state = true;
-        self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+        self.acknowledge(worker, token, ReportResult::Durable);
     }
 
     fn finishing(&self) -> bool {
@@ -211,9 +226,26 @@ impl Batch {
         }
         match state.state {
             State::Committing if !state.published => self.close_with(Phase::Publish, now),
-            State::RollingBack => self.close_with(Phase::Sweep, now),
-            State::Committed if !state.swept => self.close_with(Phase::Sweep, now),
-            State::Importing | State::Held | State::Committing | State::Committed | State::RolledBack => {}
+            State::Committed | State::RolledBack if state.swept => {}
+            State::RolledBack if self.swept_late() => self.close_late(now),
+            State::Committed if self.swept_late() && self.closing == Closing::Done => self.close_late(now),
+            State::RollingBack | State::Committed => self.close_with(Phase::Sweep, now),
+            State::Importing | State::Held | State::Committing | State::RolledBack => {}
+        }
+    }
+
+    /// It is to be swept once more, later: a worker that was lost may have woken up.
+    fn swept_late(&self) -> bool {
+        self.records.state.late_sweep && Guard::LateSweep.on()
+    }
+
+    /// Opens the late sweep, some time after the end; another owner doesn't begin that time again.
+    fn close_late(&mut self, now: Now) {
+        if matches!(self.closing, Closing::Idle | Closing::Done) {
+            let passed = u64::try_from(now.wall_ms - self.records.state.end_time_ms).unwrap_or(0);
+            let left = self.settings.late_sweep_after.saturating_sub(Duration::from_millis(passed));
+            self.late = true;
+            self.closing = Closing::Ready { phase: Phase::Sweep, ready_at: now.at + left, attempt: 0 };
         }
     }
 
@@ -257,7 +289,8 @@ impl Batch {
         let swept = self.records.state.state == State::RolledBack
             || self.records.cutoff.cutoff == 0
             || self.closing == Closing::Done;
-        if swept {
+        // A worker that is silent since it was told to stop makes a late sweep necessary.
+        if swept && self.stopping.is_empty() && !self.swept_late() {
             self.fold();
         }
     }
@@ -288,17 +321,17 @@ impl Batch {
 }
 
 fn winners(range: &RangeRecord) -> Vec<Attempt> {
-    range
-        .winners
-        .iter()
-        .map(|w| Attempt { token: w.token, runs: w.runs.clone(), receipt: w.receipt.clone() })
-        .collect()
+    range.winners.iter().filter(|winner| !winner.runs.is_empty()).map(attempt).collect()
+}
+
+fn attempt(winner: &Winner) -> Attempt {
+    Attempt { token: winner.token, runs: winner.runs.clone(), receipt: winner.receipt.clone() }
 }
 
 /// Every attempt there ever was, the ones that never reported too.
 fn everything(range: &RangeRecord) -> Vec<Attempt> {
-    let mut all = winners(range);
-    let others = range.losers.iter().copied().chain(range.lease.as_ref().map(|lease| lease.token));
+    let mut all: Vec<Attempt> = range.winners.iter().map(attempt).collect();
+    let others = range.losers.iter().copied().chain(range.tokens());
     all.extend(others.map(|token| Attempt { token, runs: Runs::default(), receipt: Vec::new() }));
     all
 }

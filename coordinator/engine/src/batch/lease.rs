@@ -8,6 +8,7 @@ use crate::ids::{Now, Token, WorkerKey};
 use crate::record::State;
 use crate::runs::Run;
 use std::time::Duration;
+use tranche_guards::Guard;
 
 /// A lease that is out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub(super) struct LiveLease {
     /// When its worker could first know of it; `None`: its write isn't durable yet. Zero: another owner
     /// sent it.
     pub(super) sent_at: Option<Duration>,
+    /// Since when it is out, as far as this owner knows: the age of a straggler.
+    pub(super) out_since: Duration,
 }
 
 impl Batch {
@@ -58,19 +61,22 @@ impl Batch {
                 state.told_to_leave = None;
             }
         } else {
-            self.out.push(Command::Return { worker });
+            self.nothing_for(worker, now);
         }
     }
 
     pub(super) fn report(&mut self, mut report: Report, now: Now) {
         let (worker, token, phase) = (report.worker.clone(), report.token, report.phase);
-        let lease = self.leases.get(&token).filter(|lease| lease.worker == worker);
-        let Some(leased) = lease.map(|lease| lease.phase) else {
+        let lease = self.leases.get_key_value(&token).filter(|(_, lease)| lease.worker == worker);
+        let lease = if Guard::TokenCheck.on() { lease } else { lease.or_else(|| self.lease_beside(token)) };
+        let Some((token, leased)) = lease.map(|(token, lease)| (*token, lease.phase)) else {
+            self.stopping.remove(&token);
             let result = self.settled_before(token, phase);
             // In `after`: it may be the repeat of a report that is in this very write.
-            self.after.push(Command::Ack { worker, token, result });
+            self.acknowledge(worker, token, result);
             return;
         };
+        report.token = token;
         if phase != leased {
             // The worker is done with the lease, whatever it did: it must not stay out.
             let text = format!("invalid report: phase {phase:?}, the lease's is {leased:?}");
@@ -84,6 +90,12 @@ impl Batch {
         self.maybe_leave(&worker);
     }
 
+    /// For want of a check of the token: the lease of the range that this one was lost from.
+    fn lease_beside(&self, lost: Token) -> Option<(&Token, &LiveLease)> {
+        let range = self.records.ranges.values().find(|range| range.losers.contains(&lost))?;
+        self.leases.get_key_value(&range.lease.as_ref()?.token)
+    }
+
     /// What to say of a report whose lease isn't out: it may be the repeat of one that counted.
     pub(super) fn settled_before(&self, token: Token, phase: Phase) -> ReportResult {
         let counted =
@@ -93,6 +105,16 @@ impl Batch {
             Some(_) if phase == Phase::Stage => ReportResult::Decided,
             Some(_) | None => ReportResult::Stale,
         }
+    }
+
+    /// Settles a report once that is durable.
+    pub(super) fn acknowledge(&mut self, worker: WorkerKey, token: Token, result: ReportResult) {
+        self.behind(Guard::AckAfterDurable).push(Command::Ack { worker, token, result });
+    }
+
+    /// Where a command waits until the write is durable.
+    pub(super) fn behind(&mut self, guard: Guard) -> &mut Vec<Command> {
+        if guard.on() { &mut self.after } else { &mut self.out }
     }
 
     pub(super) fn next_token(&mut self) -> Token {

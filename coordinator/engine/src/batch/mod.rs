@@ -1,5 +1,6 @@
 //! One batch at its owner.
 
+mod backup;
 mod decide;
 mod finish;
 mod lease;
@@ -14,9 +15,10 @@ use crate::event::{Answer, Command, Event, OpId, Refusal, Write};
 use crate::ids::{Epoch, Now, Token, WorkerKey};
 use crate::record::{Decision, Records, State, StateRecord};
 use crate::spec::Spec;
+use backup::{Stopping, Typical};
 use finish::Closing;
 use lease::LiveLease;
-use retry::Retrying;
+use retry::{PutBack, Retrying};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 use workers::WorkerState;
@@ -88,13 +90,24 @@ pub struct Batch {
     /// which no older one can follow.
     unsent: BTreeSet<Token>,
     workers: HashMap<WorkerKey, WorkerState>,
+    /// Leases that lost to the other one of their range, and may not have stopped yet.
+    stopping: BTreeMap<Token, Stopping>,
+    typical: Typical,
+    /// Until when no backup is offered.
+    no_backup_until: Duration,
     /// Ranges to be leased for staging again.
     again: VecDeque<Waiting>,
     /// Ranges to be committed or rolled back.
     finish: VecDeque<Waiting>,
     /// The batch's own last lease: PUBLISH, then SWEEP.
     closing: Closing,
+    /// The normal end is done: what is left is the late sweep.
+    late: bool,
     retrying: Option<Retrying>,
+    /// What retries put back in the write that is being built, or in flight.
+    put_back: Vec<PutBack>,
+    /// What calls that are worked in again had put back before.
+    retried: HashMap<OpId, u64>,
     /// Since when tasks wait for more to come, in a batch that isn't sealed.
     lingering_since: Option<Duration>,
     message: String,
@@ -120,10 +133,16 @@ impl Batch {
             leases: BTreeMap::new(),
             unsent: BTreeSet::new(),
             workers: HashMap::new(),
+            stopping: BTreeMap::new(),
+            typical: Typical::default(),
+            no_backup_until: Duration::ZERO,
             again: VecDeque::new(),
             finish: VecDeque::new(),
             closing: Closing::Idle,
+            late: false,
             retrying: None,
+            put_back: Vec::new(),
+            retried: HashMap::new(),
             lingering_since: None,
             message: String::new(),
             ended: false,
@@ -222,9 +241,11 @@ impl Batch {
         })
     }
 
-    /// Workers that hold leases, to be asked whether they were seen.
+    /// Workers that hold leases, or may not have stopped one that was lost to another: to be asked whether
+    /// they were seen.
     pub fn holders(&self) -> BTreeSet<WorkerKey> {
-        self.leases.values().map(|lease| lease.worker.clone()).collect()
+        let stopping = self.stopping.values().map(|stopping| &stopping.worker);
+        self.leases.values().map(|lease| &lease.worker).chain(stopping).cloned().collect()
     }
 
     /// When [`Batch::step`] has something to do even if nothing happens. `None` while a write is in
@@ -237,6 +258,14 @@ impl Batch {
         let mut at = |time: Duration| wake = Some(wake.map_or(time, |earliest: Duration| earliest.min(time)));
         for lease in self.leases.values() {
             at(self.expires_at(lease));
+        }
+        for stopping in self.stopping.values() {
+            at(self.gives_up_at(stopping));
+        }
+        if let Some(slow) = self.backup_at(now)
+            && slow > now.at
+        {
+            at(slow);
         }
         for waiting in self.again.iter().chain(&self.finish) {
             if waiting.ready_at > now.at {
@@ -270,12 +299,12 @@ impl Batch {
         };
         let some = match self.records.state.state {
             State::Importing if self.records.decision.is_none() => {
-                ready(&self.again) + self.fresh_leases(now)
+                ready(&self.again) + self.fresh_leases(now) + self.backups(now)
             }
             State::Importing | State::Held | State::Committed | State::RolledBack => 0,
             State::Committing => ready(&self.finish),
             State::RollingBack => {
-                let free = |w: &&Waiting| w.ready_at <= now.at && !self.staging(w.first);
+                let free = |w: &&Waiting| w.ready_at <= now.at && self.may_roll_back(w.first);
                 self.finish.iter().filter(free).take(WRITE_RECORDS).count()
             }
         };

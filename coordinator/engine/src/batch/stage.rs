@@ -5,14 +5,18 @@ use super::write::RECORD_BYTES;
 use super::{Batch, LINGER, Waiting};
 use crate::Phase;
 use crate::event::{Answer, Command, Grant, OpId, Refusal, Report, ReportResult};
-use crate::ids::{Now, WorkerKey};
+use crate::ids::{Now, Token, WorkerKey};
 use crate::record::{InlineFailure, Lease, RangePhase, RangeRecord, Segment, Winner};
 use crate::runs::{Run, Runs};
 use crate::size::{LEASE_BYTES, Pace};
+use tranche_guards::Guard;
 
 impl Batch {
-    pub(super) fn appended(&mut self, op: OpId, segment: Segment, now: Now) {
+    pub(super) fn appended(&mut self, op: OpId, mut segment: Segment, now: Now) {
         let state = &mut self.records.state;
+        if !Guard::AppendOnce.on() && segment.run.last <= state.total {
+            segment.run = Run::new(state.total + 1, state.total + segment.run.len());
+        }
         let answer = if segment.run.last <= state.total {
             Ok(Answer::Appended(state.total))
         } else if self.records.decision.is_some() {
@@ -32,11 +36,11 @@ impl Batch {
             Ok(Answer::Appended(through))
         };
         // In `after`, also when nothing changed: what it says may be in this very write.
-        self.after.push(Command::Answer { op, answer });
+        self.behind(Guard::AppendAfterDurable).push(Command::Answer { op, answer });
     }
 
     /// Tasks that were never leased.
-    fn available(&self) -> u64 {
+    pub(super) fn available(&self) -> u64 {
         self.records.state.total - self.records.cutoff.cutoff
     }
 
@@ -60,7 +64,8 @@ impl Batch {
         usize::try_from(available.div_ceil(typical)).unwrap_or(usize::MAX)
     }
 
-    /// Leases the next tasks to the worker: first what came back, then what follows the cut-off.
+    /// Leases the next tasks to the worker: first what came back, then what follows the cut-off. When
+    /// nothing is left, it may help with what takes long.
     pub(super) fn grant_stage(&mut self, worker: &WorkerKey, now: Now) -> bool {
         if let Some(index) = self.again.iter().position(|waiting| waiting.ready_at <= now.at) {
             let waiting = self.again.remove(index).expect("found above");
@@ -68,7 +73,10 @@ impl Batch {
             self.lease_range(worker, waiting.first, runs, waiting.attempt, now);
             return true;
         }
-        if self.available() == 0 || self.lingers(now) {
+        if self.available() == 0 {
+            return self.grant_backup(worker, now);
+        }
+        if self.lingers(now) {
             return false;
         }
         let size = self.next_size(worker);
@@ -85,13 +93,14 @@ impl Batch {
         true
     }
 
-    fn lease_range(&mut self, worker: &WorkerKey, first: u64, runs: Runs, attempt: u32, now: Now) {
+    /// A lease of a range that is leased already is the backup of that.
+    pub(super) fn lease_range(&mut self, worker: &WorkerKey, first: u64, runs: Runs, attempt: u32, now: Now) {
         let token = self.next_token();
         self.dirty.cutoff = true;
         let range = self.records.ranges.get_mut(&first).expect("a range that is leased is there");
-        range.drop_lease();
         range.phase = RangePhase::Leased;
-        range.lease = Some(Lease { token, worker: worker.clone(), runs: runs.clone() });
+        let place = if range.lease.is_none() { &mut range.lease } else { &mut range.backup };
+        *place = Some(Lease { token, worker: worker.clone(), runs: runs.clone() });
         let run = range.run;
         self.touch(first);
         self.leases.insert(
@@ -103,10 +112,11 @@ impl Batch {
                 attempt,
                 granted_at: now.at,
                 sent_at: None,
+                out_since: now.at,
             },
         );
         // Only once the cut-off and the range's record are durable does the worker hear of it.
-        self.after.push(Command::Grant(Grant {
+        self.behind(Guard::GrantAfterDurable).push(Command::Grant(Grant {
             worker: worker.clone(),
             token,
             phase: Phase::Stage,
@@ -158,12 +168,13 @@ impl Batch {
         if self.records.decision.is_some() {
             // Its data goes with the range's rollback.
             self.leases.remove(&token);
-            self.after.push(Command::Ack { worker, token, result: ReportResult::Decided });
+            self.acknowledge(worker, token, ReportResult::Decided);
             return;
         }
-        let runs = self.records.ranges[&first].lease.as_ref().map(|l| l.runs.clone()).unwrap_or_default();
+        let lease = self.records.ranges[&first].leases().find(|lease| lease.token == token);
+        let runs = lease.map(|lease| lease.runs.clone()).unwrap_or_default();
         if let Some(error) = error {
-            self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+            self.acknowledge(worker, token, ReportResult::Durable);
             self.lease_failed(token, first, error.0, now);
             return;
         }
@@ -176,7 +187,7 @@ impl Batch {
             } else {
                 format!("{done} staged and {} failed, of a lease of {} tasks", failed.count(), runs.count())
             };
-            self.after.push(Command::Ack { worker, token, result: ReportResult::Invalid(text.clone()) });
+            self.acknowledge(worker, token, ReportResult::Invalid(text.clone()));
             self.lease_failed(token, first, format!("invalid report: {text}"), now);
             return;
         }
@@ -184,21 +195,19 @@ impl Batch {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.pace.finished(runs.count(), elapsed);
         }
+        self.typical.finished(elapsed);
         let staged = runs.minus(&failed);
         self.records.state.staged += staged.count();
         self.records.state.failed += failed.count();
         let range = self.records.ranges.get_mut(&first).expect("a leased range is there");
-        range.lease = None;
+        range.end_lease(token);
         range.errors = 0;
-        if staged.is_empty() {
-            range.lose(token);
-        } else {
-            range.winners.push(Winner { token, worker: worker.id.to_string(), runs: staged, receipt });
-        }
+        range.win(Winner { token, worker: worker.id.to_string(), runs: staged, receipt });
         range.failed_runs = range.failed_runs.union(&failed);
         range.failure_objects.extend(failure_object);
+        self.stop_others(first, now);
         self.finish_staging(first, now);
-        self.after.push(Command::Ack { worker, token, result: ReportResult::Durable });
+        self.acknowledge(worker, token, ReportResult::Durable);
     }
 
     /// Decides whether a range whose lease ended is accounted for, or has tasks left (a retry came while
@@ -215,13 +224,16 @@ impl Batch {
 
     /// The handler couldn't work at all: the lease is given again after a pause, and after as many tries
     /// as the spec allows its tasks fail.
-    fn lease_failed(&mut self, token: crate::Token, first: u64, message: String, now: Now) {
+    fn lease_failed(&mut self, token: Token, first: u64, message: String, now: Now) {
         self.leases.remove(&token);
         let range = self.records.ranges.get_mut(&first).expect("a leased range is there");
-        range.drop_lease();
+        range.drop_lease(token);
         range.errors += 1;
         let errors = range.errors;
         self.message.clone_from(&message);
+        if self.goes_on_alone(first, now) {
+            return;
+        }
         if errors >= self.spec.max_attempts {
             self.fail_missing(first, "STAGE_ERROR", message, now);
         } else {
@@ -243,12 +255,16 @@ impl Batch {
     }
 
     /// The range's worker was lost. A range that lost too many is split, down to the task that kills.
-    pub(super) fn lose_stage(&mut self, first: u64, worker: &WorkerKey, now: Now) {
+    pub(super) fn lose_stage(&mut self, token: Token, first: u64, worker: &WorkerKey, now: Now) {
         let max = self.spec.max_attempts;
         let range = self.records.ranges.get_mut(&first).expect("a leased range is there");
-        range.drop_lease();
+        range.drop_lease(token);
         range.losses += 1;
         let losses = range.losses;
+        if self.goes_on_alone(first, now) {
+            return;
+        }
+        let range = &self.records.ranges[&first];
         if losses < max {
             self.again.push_front(Waiting { first, ready_at: now.at, attempt: losses });
             self.touch(first);
@@ -294,8 +310,8 @@ fn split(range: &RangeRecord, max_attempts: u32) -> (RangeRecord, RangeRecord) {
         winners: range
             .winners
             .iter()
+            .filter(|winner| winner.runs.is_empty() || !winner.runs.within(run).is_empty())
             .map(|winner| Winner { runs: winner.runs.within(run), ..winner.clone() })
-            .filter(|winner| !winner.runs.is_empty())
             .collect(),
         losers: range.losers.clone(),
         failed_runs: range.failed_runs.within(run),

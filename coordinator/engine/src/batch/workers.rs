@@ -25,9 +25,12 @@ impl WorkerState {
 }
 
 impl Batch {
+    pub(super) fn last_seen(&self, worker: &WorkerKey) -> Duration {
+        self.workers.get(worker).map_or(Duration::ZERO, |worker| worker.seen)
+    }
+
     pub(super) fn expires_at(&self, lease: &LiveLease) -> Duration {
-        let seen = self.workers.get(&lease.worker).map_or(Duration::ZERO, |worker| worker.seen);
-        lease.granted_at.max(seen) + self.settings.lease_ttl
+        lease.granted_at.max(self.last_seen(&lease.worker)) + self.settings.lease_ttl
     }
 
     fn leases_of(&self, mut which: impl FnMut(&Token, &LiveLease) -> bool) -> Vec<Token> {
@@ -38,14 +41,25 @@ impl Batch {
     /// worker is told once that is durable: until then a refused write may give it the lease back, and
     /// nobody but the lease's end would find out that it was dropped.
     pub(super) fn expire(&mut self, now: Now) {
+        self.give_up(now);
         for token in self.leases_of(|_, lease| self.expires_at(lease) <= now.at) {
             if self.dirty.full() {
                 return;
             }
-            let worker = self.leases[&token].worker.clone();
-            self.after.push(Command::Revoke { worker, token, reason: "lease expired" });
+            let lease = &self.leases[&token];
+            let (worker, reason) = (lease.worker.clone(), "lease expired");
+            if lease.phase == Phase::Stage && lease.sent_at.is_some() {
+                self.sweep_late();
+            }
+            self.after.push(Command::Revoke { worker, token, reason });
             self.lose(token, now);
         }
+    }
+
+    /// A worker that staged is silent. It may be paused, and go on with it when the batch has long ended.
+    pub(super) fn sweep_late(&mut self) {
+        self.records.state.late_sweep = true;
+        self.dirty.state = true;
     }
 
     /// False: there is more of it than one write holds.
@@ -55,6 +69,7 @@ impl Batch {
             state.gone = true;
         }
         self.after.retain(|command| !matches!(command, Command::Grant(grant) if grant.worker == *worker));
+        self.stopping.retain(|_, stopping| stopping.worker != *worker);
         for token in self.leases_of(|_, lease| lease.worker == *worker) {
             if self.dirty.full() {
                 return false;
@@ -78,9 +93,9 @@ impl Batch {
             && self.records.decision.is_none()
             && let Some(range) = self.records.ranges.get_mut(&lease.run.first)
         {
-            range.lease = None;
+            range.end_lease(token);
         }
-        self.requeue(&lease, now);
+        self.requeue(token, &lease, now);
     }
 
     /// The worker was lost with the lease.
@@ -89,22 +104,26 @@ impl Batch {
         match lease.phase {
             // After a rollback was decided the range waits for just this.
             Phase::Stage if self.records.decision.is_some() => {}
-            Phase::Stage => self.lose_stage(lease.run.first, &lease.worker, now),
-            Phase::Commit | Phase::Rollback | Phase::Publish | Phase::Sweep => self.requeue(&lease, now),
+            Phase::Stage => self.lose_stage(token, lease.run.first, &lease.worker, now),
+            Phase::Commit | Phase::Rollback | Phase::Publish | Phase::Sweep => {
+                self.requeue(token, &lease, now);
+            }
         }
     }
 
     /// A lease that was not begun, or that may be repeated, goes back to the front.
-    fn requeue(&mut self, lease: &LiveLease, now: Now) {
+    fn requeue(&mut self, token: Token, lease: &LiveLease, now: Now) {
         let waiting = Waiting { first: lease.run.first, ready_at: now.at, attempt: lease.attempt };
         match lease.phase {
             Phase::Stage if self.records.decision.is_some() => {}
             Phase::Stage => {
                 if let Some(range) = self.records.ranges.get_mut(&waiting.first) {
-                    range.drop_lease();
+                    range.drop_lease(token);
                 }
-                self.touch(waiting.first);
-                self.again.push_front(waiting);
+                if !self.goes_on_alone(waiting.first, now) {
+                    self.touch(waiting.first);
+                    self.again.push_front(waiting);
+                }
             }
             Phase::Commit | Phase::Rollback => self.finish.push_front(waiting),
             phase @ (Phase::Publish | Phase::Sweep) => {
@@ -117,11 +136,15 @@ impl Batch {
         if self.leases.get(&token).is_some_and(|lease| lease.worker == *worker) {
             self.take_back(token, now);
         }
+        self.stopping.remove(&token);
         self.after.push(Command::Freed { worker: worker.clone(), token });
     }
 
     /// Nothing of the batch is staged there any more.
     pub(super) fn phase_ack(&mut self, worker: &WorkerKey) {
+        if self.records.decision.is_some() {
+            self.stopping.retain(|_, stopping| stopping.worker != *worker);
+        }
         for token in self.leases_of(|_, lease| lease.worker == *worker && lease.phase == Phase::Stage) {
             if self.records.decision.is_some() {
                 self.leases.remove(&token);
@@ -164,13 +187,17 @@ impl Batch {
                 return false;
             }
             let lease = self.leases.remove(&token).expect("listed above");
-            self.requeue(&lease, now);
+            self.requeue(token, &lease, now);
             self.after.push(Command::Freed { worker: worker.clone(), token });
         }
-        for token in held.iter().filter(|token| !self.leases.contains_key(token)) {
+        for &token in held {
+            if self.leases.contains_key(&token) {
+                continue;
+            }
             // It was lost meanwhile. A report of it that is still to come is answered all the same.
+            self.stop_lost(worker, token, now);
             let (worker, reason) = (worker.clone(), "the lease ended while the worker was away");
-            self.after.push(Command::Revoke { worker, token: *token, reason });
+            self.after.push(Command::Revoke { worker, token, reason });
         }
         if let Some(decision) = &self.records.decision
             && !self.records.state.state.is_final()

@@ -1,14 +1,16 @@
 //! What is to be made durable, what waits for it, and what happens when it is refused.
 
 use super::lease::LiveLease;
+use super::retry::Retrying;
 use super::workers::WorkerState;
 use super::{Batch, Closing, Waiting};
 use crate::Phase;
-use crate::event::{Command, Event, OpId, Write};
+use crate::event::{Answer, Command, Event, OpId, Write};
 use crate::ids::Now;
 use crate::record::{RangePhase, Records, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tranche_guards::Guard;
 
 /// Records of one write, at most: with the state, the cut-off, the decision and the lock they stay
 /// below the store's 128 operations.
@@ -54,34 +56,39 @@ impl Batch {
     /// Makes the volatile part from the records.
     pub(super) fn take_up(&mut self, now: Now) {
         let before = std::mem::take(&mut self.leases);
+        let known = |token| before.get(&token);
         self.again.clear();
         self.finish.clear();
         self.closing = Closing::Idle;
+        self.late = false;
         self.retrying = None;
-        for (first, range) in &self.records.ranges {
+        for (first, range) in &mut self.records.ranges {
             if range.phase != RangePhase::Leased {
                 continue;
             }
-            match range.lease.as_ref().filter(|lease| !self.unsent.contains(&lease.token)) {
-                Some(lease) => {
-                    self.workers.entry(lease.worker.clone()).or_insert_with(|| WorkerState::new(now.at));
-                    self.leases.insert(
-                        lease.token,
-                        LiveLease {
-                            worker: lease.worker.clone(),
-                            run: range.run,
-                            phase: Phase::Stage,
-                            attempt: range.losses,
-                            granted_at: now.at,
-                            sent_at: Some(
-                                before.get(&lease.token).and_then(|l| l.sent_at).unwrap_or(Duration::ZERO),
-                            ),
-                        },
-                    );
+            for token in range.tokens() {
+                if self.unsent.contains(&token) {
+                    range.drop_lease(token);
                 }
-                None => {
-                    self.again.push_back(Waiting { first: *first, ready_at: now.at, attempt: range.losses });
-                }
+            }
+            for lease in range.leases() {
+                self.workers.entry(lease.worker.clone()).or_insert_with(|| WorkerState::new(now.at));
+                // Only a worker that never heard of a lease has no time at which it could.
+                let sent_at = known(lease.token).and_then(|lease| lease.sent_at).unwrap_or(Duration::ZERO);
+                let live = LiveLease {
+                    worker: lease.worker.clone(),
+                    run: range.run,
+                    phase: Phase::Stage,
+                    attempt: range.losses,
+                    granted_at: now.at,
+                    sent_at: Some(sent_at),
+                    out_since: known(lease.token).map_or(now.at, |lease| lease.out_since),
+                };
+                self.stopping.remove(&lease.token);
+                self.leases.insert(lease.token, live);
+            }
+            if range.lease.is_none() {
+                self.again.push_back(Waiting { first: *first, ready_at: now.at, attempt: range.losses });
             }
         }
         match self.records.decision.as_ref().map(|decision| decision.outcome) {
@@ -109,12 +116,14 @@ impl Batch {
         self.in_flight = false;
         self.unsettled.clear();
         self.unsent.clear();
+        self.put_back.clear();
         for command in &self.after {
             match command {
                 Command::Grant(grant) => {
                     if let Some(lease) = self.leases.get_mut(&grant.token) {
                         lease.granted_at = now.at;
                         lease.sent_at = Some(now.at);
+                        lease.out_since = now.at;
                     }
                 }
                 Command::Ended => self.ended = true,
@@ -130,14 +139,14 @@ impl Batch {
     pub fn reload(&mut self, records: Records, now: Now) {
         self.in_flight = false;
         self.dirty = Dirty::default();
-        let unanswered: Vec<OpId> = self.retrying.iter().map(|retrying| retrying.op).collect();
-        for op in unanswered {
-            self.retry_again(op, now);
-        }
         // Finishing leases take their tokens without a write: what the record says may be older.
         let next_token = self.records.cutoff.next_token.max(records.cutoff.next_token);
         self.records = records;
         self.records.cutoff.next_token = next_token;
+        if let Some(Retrying { op, tasks, .. }) = self.retrying.take() {
+            self.keep_count(op, tasks);
+            self.retry_again(op, now);
+        }
         for state in self.workers.values_mut() {
             state.told_to_leave = None;
         }
@@ -149,23 +158,32 @@ impl Batch {
                     // It was decided meanwhile: nothing is begun any more.
                     Some(_) if self.records.decision.is_some() => {
                         self.leases.remove(&grant.token);
-                        self.out.push(Command::Return { worker: grant.worker });
+                        self.out.push(Command::Return { worker: grant.worker, keep: true });
                     }
                     Some(lease) => {
-                        lease.sent_at = Some(now.at);
+                        (lease.sent_at, lease.out_since) = (Some(now.at), now.at);
                         self.out.push(Command::Grant(grant));
                     }
                     None => {
                         self.unsent.insert(grant.token);
-                        self.out.push(Command::Return { worker: grant.worker });
+                        self.out.push(Command::Return { worker: grant.worker, keep: true });
                     }
                 },
-                Command::Answer { op, .. } => self.retry_again(op, now),
+                Command::Answer { op, answer } => {
+                    if let Ok(Answer::Retried(tasks)) = answer {
+                        self.keep_count(op, tasks);
+                    }
+                    self.retry_again(op, now);
+                }
+                // The write was applied after all: its event finds the lease lost already.
+                Command::Revoke { token, .. } if !self.leases.contains_key(&token) => self.out.push(command),
                 _ => {}
             }
         }
-        for event in std::mem::take(&mut self.unsettled).into_iter().rev() {
-            self.inbox.push_front(event);
+        self.put_back.clear();
+        let unsettled = std::mem::take(&mut self.unsettled);
+        if Guard::EventsKept.on() {
+            unsettled.into_iter().rev().for_each(|event| self.inbox.push_front(event));
         }
     }
 

@@ -290,10 +290,12 @@ impl World {
                 Command::Ack { worker, token, .. }
                 | Command::Revoke { worker, token, .. }
                 | Command::Freed { worker, token } => self.drop_lease(&worker, token),
-                Command::Return { worker } => {
-                    if let Some(known) = self.attached(&worker) {
-                        let _ = known;
-                        self.queue.push_front(worker);
+                Command::Return { worker, keep } => {
+                    if self.attached(&worker).is_some() {
+                        match keep {
+                            true => self.queue.push_front(worker),
+                            false => self.queue.push_back(worker),
+                        }
                     }
                 }
                 Command::Broadcast { phase: Phase::Rollback } => {
@@ -306,11 +308,20 @@ impl World {
                         self.stop_staging(index);
                     }
                 }
+                Command::Broadcast { .. } => {
+                    for index in 0..self.workers.len() {
+                        self.goes_on(index);
+                    }
+                }
+                Command::Tell { worker, .. } => {
+                    if let Some(index) = self.attached(&worker) {
+                        self.goes_on(index);
+                    }
+                }
                 Command::Answer { op, .. } => {
                     self.ops.remove(&op);
                 }
-                Command::Broadcast { .. } | Command::Tell { .. } | Command::Leave { .. } | Command::Ended => {
-                }
+                Command::Leave { .. } | Command::Ended => {}
             }
         }
     }

@@ -126,7 +126,7 @@ fn a_publish_that_fails_is_tried_again() {
     desk.report(error(&publish, "read only"));
     desk.settle();
     desk.ask(&a);
-    assert_eq!(desk.settle(), [Command::Return { worker: a.clone() }]);
+    assert_eq!(desk.settle(), [Command::Return { worker: a.clone(), keep: true }]);
     desk.wait_seconds(1);
     let publish = desk.lease(&a);
     assert_eq!((publish.phase, publish.attempt), (Phase::Publish, 1));

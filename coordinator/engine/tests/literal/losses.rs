@@ -128,7 +128,7 @@ fn a_lease_that_fails_as_a_whole_is_given_again_after_a_growing_pause() {
         assert!(commands.contains(&ack(&a, grant.token, ReportResult::Durable)), "{commands:?}");
         assert_eq!(desk.batch.appetite(desk.now()), 0);
         desk.ask(&a);
-        assert_eq!(desk.settle(), [Command::Return { worker: a.clone() }]);
+        assert_eq!(desk.settle(), [Command::Return { worker: a.clone(), keep: true }]);
         assert_eq!(desk.batch.wake_at(desk.now()), Some(desk.at + Duration::from_secs(pause)));
         desk.wait_seconds(pause);
         assert_eq!(desk.batch.appetite(desk.now()), 1);

@@ -73,7 +73,7 @@ fn nothing_is_granted_to_a_worker_that_is_gone() {
     let commands = desk.settle();
     assert_eq!(grants(&commands), []);
     desk.ask(&a);
-    assert_eq!(desk.settle(), [Command::Return { worker: a.clone() }]);
+    assert_eq!(desk.settle(), [Command::Return { worker: a.clone(), keep: true }]);
     let again = desk.lease(&worker("b"));
     assert_eq!(again.run.first, 1);
 }

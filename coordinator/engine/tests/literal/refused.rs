@@ -19,7 +19,7 @@ fn a_refused_write_loses_no_report_and_no_call_and_returns_requests() {
     let op = desk.append(31, 40);
     assert_eq!(desk.step(), []);
     desk.reload();
-    assert_eq!(desk.step(), [Command::Return { worker: b.clone() }]);
+    assert_eq!(desk.step(), [Command::Return { worker: b.clone(), keep: true }]);
     let commands = desk.land();
     assert!(commands.contains(&ack(&a, grant.token, ReportResult::Durable)), "{commands:?}");
     assert!(commands.contains(&Command::Answer { op, answer: Ok(Answer::Appended(40)) }), "{commands:?}");
@@ -252,7 +252,7 @@ fn a_lease_that_was_never_sent_is_given_again_though_its_write_is_applied_late()
     desk.apply_late();
     assert!(desk.store.records.ranges[&1].lease.is_some());
     desk.ask(&a);
-    assert_eq!(desk.settle(), [Command::Return { worker: a.clone() }], "that write is refused");
+    assert_eq!(desk.settle(), [Command::Return { worker: a.clone(), keep: true }], "that write is refused");
     // The worker lives, and doesn't know of that lease: waiting for its end would take for ever.
     assert_eq!(desk.batch.leases().count(), 0);
     assert_eq!(desk.lease(&a).run.first, 1);

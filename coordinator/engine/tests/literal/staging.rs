@@ -17,7 +17,7 @@ fn origin_2_3_a_portion_starts_right_after_the_cutoff() {
     assert_eq!(desk.store.records.cutoff.cutoff, 20);
     assert_eq!(desk.lease(&a).run, run(21, 25), "the rest, though it is less than a portion");
     desk.ask(&b);
-    assert_eq!(desk.settle(), [Command::Return { worker: b }]);
+    assert_eq!(desk.settle(), [Command::Return { worker: b, keep: true }]);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn origin_1_2_a_worker_that_looks_a_second_time_is_free_for_others() {
     let leave = Command::Leave { worker: a.clone(), state: State::Importing };
     assert!(commands.contains(&leave), "all is handed out, others still work: {commands:?}");
     desk.ask(&a);
-    assert_eq!(desk.settle(), [Command::Return { worker: a }]);
+    assert_eq!(desk.settle(), [Command::Return { worker: a, keep: true }]);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_manual_batch_is_held_when_all_is_accounted_for() {
     assert_eq!(desk.state(), State::Held);
     assert_eq!(desk.store.records.decision, None);
     desk.ask(&a);
-    assert_eq!(desk.settle(), [Command::Return { worker: a }]);
+    assert_eq!(desk.settle(), [Command::Return { worker: a, keep: true }]);
 }
 
 #[test]

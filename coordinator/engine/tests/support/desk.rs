@@ -7,13 +7,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tranche_engine::{
     Answer, Batch, Command, Decision, Epoch, Event, Grant, Now, OpId, Outcome, Phase, RangePhase, Reason,
-    Report, ReportResult, Spec, State, Token, WorkerKey, Write,
+    Report, ReportResult, Settings, Spec, State, Token, WorkerKey, Write,
 };
 
 pub(crate) struct Desk {
     pub(crate) batch: Batch,
     pub(crate) store: Store,
     pub(crate) spec: Spec,
+    pub(crate) settings: Settings,
     pub(crate) epoch: u64,
     pub(crate) at: Duration,
     pub(crate) in_flight: Option<Write>,
@@ -38,13 +39,18 @@ impl Desk {
     }
 
     pub(crate) fn with(spec: Spec) -> Self {
+        Self::tuned(spec, settings())
+    }
+
+    pub(crate) fn tuned(spec: Spec, settings: Settings) -> Self {
         let store = Store::default();
         let now = Now { at: Duration::from_secs(1000), wall_ms: BORN_MS };
-        let batch = Batch::new(spec.clone(), Epoch(7), settings(), store.records.clone(), now);
+        let batch = Batch::new(spec.clone(), Epoch(7), settings, store.records.clone(), now);
         Self {
             batch,
             store,
             spec,
+            settings,
             epoch: 7,
             at: now.at,
             in_flight: None,
@@ -65,11 +71,15 @@ impl Desk {
     }
 
     pub(crate) fn of_with(spec: Spec, total: u64) -> Self {
-        let mut desk = Self::with(spec);
-        desk.append(1, total);
-        desk.seal();
-        desk.settle();
-        desk
+        Self::with(spec).filled(total)
+    }
+
+    /// With so many tasks, sealed.
+    pub(crate) fn filled(mut self, total: u64) -> Self {
+        self.append(1, total);
+        self.seal();
+        self.settle();
+        self
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -261,7 +271,7 @@ impl Desk {
         self.seen = self.store.writes;
         self.epoch += 3;
         let records = self.store.records.clone();
-        self.batch = Batch::new(self.spec.clone(), Epoch(self.epoch), settings(), records, self.now());
+        self.batch = Batch::new(self.spec.clone(), Epoch(self.epoch), self.settings, records, self.now());
         self.settle()
     }
 
@@ -306,8 +316,9 @@ impl Desk {
                 let range = records.ranges.get(&grant.run.first);
                 let right = match grant.phase {
                     Phase::Stage => range
-                        .and_then(|range| range.lease.as_ref())
-                        .is_some_and(|lease| lease.token == grant.token && lease.runs == grant.runs),
+                        .into_iter()
+                        .flat_map(|range| range.lease.iter().chain(&range.backup))
+                        .any(|lease| lease.token == grant.token && lease.runs == grant.runs),
                     Phase::Commit => outcome == Some(Outcome::Commit),
                     Phase::Rollback => outcome == Some(Outcome::Rollback),
                     Phase::Publish => records.state.committed == records.state.staged,

@@ -1,7 +1,7 @@
 //! The invariants of `docs/architecture.md`, by name, over the records before and after a write.
 
 use super::store::{Counts, Store, manifest};
-use tranche_engine::{Outcome, RangePhase, RangeRecord, Runs, State};
+use tranche_engine::{Lease, Outcome, RangePhase, RangeRecord, Runs, State};
 
 pub(crate) fn counts_of(range: &RangeRecord) -> Counts {
     Counts {
@@ -160,8 +160,9 @@ fn only_the_holder_counts(before: &Store, after: &Store) -> Result<(), String> {
                 old.winners.iter().any(|was| was.token == winner.token && was.runs.contains_all(&winner.runs))
             });
             let held = old
-                .and_then(|old| old.lease.as_ref())
-                .is_some_and(|lease| lease.token == winner.token && lease.runs.contains_all(&winner.runs));
+                .into_iter()
+                .flat_map(|old| old.lease.iter().chain(&old.backup))
+                .any(|lease| lease.token == winner.token && lease.runs.contains_all(&winner.runs));
             if !counted && !held {
                 return Err(format!("I6: {} counts for {:?} without its lease", winner.token, range.run));
             }
@@ -169,7 +170,13 @@ fn only_the_holder_counts(before: &Store, after: &Store) -> Result<(), String> {
                 return Err(format!("I6: {} counts after the decision", winner.token));
             }
         }
-        if let Some(lease) = &range.lease {
+        if let Some(backup) = &range.backup {
+            let beside = |lease: &Lease| lease.runs == backup.runs && lease.worker.id != backup.worker.id;
+            if !range.lease.as_ref().is_some_and(beside) {
+                return Err(format!("I6: {} is a backup of nothing: {:?}", backup.token, range.lease));
+            }
+        }
+        for lease in range.lease.iter().chain(&range.backup) {
             let is_old = range.losers.contains(&lease.token)
                 || range.winners.iter().any(|winner| winner.token == lease.token);
             if is_old || !leased.insert(lease.token) {

@@ -120,7 +120,7 @@ pub(crate) fn bytes(write: &Write) -> usize {
             .iter()
             .map(|f| f.message.len() + f.code.len() + runs(&f.runs))
             .sum::<usize>();
-        bytes += range.lease.as_ref().map_or(0, |lease| 48 + runs(&lease.runs));
+        bytes += range.lease.iter().chain(&range.backup).map(|lease| 48 + runs(&lease.runs)).sum::<usize>();
     }
     bytes + write.segments.iter().map(|s| 48 + s.object.len()).sum::<usize>()
 }

@@ -173,6 +173,14 @@ impl World {
         }
     }
 
+    /// A commit asks for no staging to stop.
+    pub(super) fn goes_on(&mut self, index: usize) {
+        let worker = &self.workers[index];
+        if worker.attached {
+            self.desk.push(Event::PhaseAck { worker: worker.key.clone() });
+        }
+    }
+
     pub(super) fn stop_staging(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         if !worker.attached {

@@ -1,0 +1,193 @@
+//! Stragglers: when nothing is left to lease, an idle worker gets a second lease on the slowest range. The
+//! first report counts; the other worker is told to stop.
+
+use super::lease::LiveLease;
+use super::{Batch, WRITE_RECORDS};
+use crate::Phase;
+use crate::event::Command;
+use crate::ids::{Now, Token, WorkerKey};
+use crate::record::RangeRecord;
+use crate::runs::Run;
+use std::time::Duration;
+
+/// How long no backup is offered after a request that only the stragglers' own worker made. It queues up
+/// again behind the others, which get as long to ask.
+const MISS_PAUSE: Duration = Duration::from_millis(250);
+
+/// How many times as long as a typical lease one must be out to be a straggler.
+const SLOW: u32 = 2;
+
+/// How long staging leases of this batch took, as their workers said.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Typical {
+    total: Duration,
+    leases: u32,
+}
+
+impl Typical {
+    pub(super) fn finished(&mut self, elapsed: Duration) {
+        self.total = self.total.saturating_add(elapsed);
+        self.leases = self.leases.saturating_add(1);
+    }
+
+    fn mean(self) -> Duration {
+        self.total.checked_div(self.leases).unwrap_or_default()
+    }
+}
+
+/// A lease that lost to the other one of its range: its worker was told to stop, and may be at it yet.
+#[derive(Clone, Debug)]
+pub(super) struct Stopping {
+    pub(super) worker: WorkerKey,
+    pub(super) run: Run,
+    pub(super) since: Duration,
+}
+
+impl Batch {
+    /// Nothing but backups can be leased for staging now.
+    pub(super) fn all_dealt(&self, now: Now) -> bool {
+        self.available() == 0 && !self.again.iter().any(|waiting| waiting.ready_at <= now.at)
+    }
+
+    /// When a staging lease that is out may get a backup; `None`: it has one, or isn't sent yet.
+    fn slow_at(&self, token: Token, lease: &LiveLease) -> Option<Duration> {
+        if lease.phase != Phase::Stage || lease.sent_at.is_none() {
+            return None;
+        }
+        let range = &self.records.ranges[&lease.run.first];
+        let alone =
+            range.lease.as_ref().is_some_and(|primary| primary.token == token) && range.backup.is_none();
+        let slow = self.settings.backup_after.max(self.typical.mean().saturating_mul(SLOW));
+        alone.then(|| lease.out_since.saturating_add(slow))
+    }
+
+    /// The leases that may get a backup by now.
+    fn stragglers(&self, now: Now) -> impl Iterator<Item = (Token, &LiveLease)> {
+        let slow = move |token: Token, lease| self.slow_at(token, lease).is_some_and(|at| at <= now.at);
+        self.leases
+            .iter()
+            .map(|(token, lease)| (*token, lease))
+            .filter(move |(token, lease)| slow(*token, lease))
+    }
+
+    /// How many backups could be leased now.
+    pub(super) fn backups(&self, now: Now) -> usize {
+        if self.no_backup_until > now.at || !self.all_dealt(now) {
+            return 0;
+        }
+        self.stragglers(now).take(WRITE_RECORDS).count()
+    }
+
+    /// When the next lease is out for long enough.
+    pub(super) fn backup_at(&self, now: Now) -> Option<Duration> {
+        if self.records.decision.is_some() || !self.all_dealt(now) {
+            return None;
+        }
+        let first = self.leases.iter().filter_map(|(token, lease)| self.slow_at(*token, lease)).min();
+        first.map(|at| at.max(self.no_backup_until))
+    }
+
+    /// Leases the tasks of the slowest range a second time. False: there is none that this worker could
+    /// help with.
+    pub(super) fn grant_backup(&mut self, worker: &WorkerKey, now: Now) -> bool {
+        let others = self.stragglers(now).filter(|(_, lease)| lease.worker.id != worker.id);
+        let slowest = others.min_by_key(|(token, lease)| (lease.out_since, *token));
+        let Some((_, LiveLease { run, attempt, .. })) = slowest else { return false };
+        let (first, attempt) = (run.first, *attempt);
+        let runs = self.records.ranges[&first].lease.as_ref().expect("a straggler is leased").runs.clone();
+        self.lease_range(worker, first, runs, attempt, now);
+        true
+    }
+
+    /// Nothing was found for a request. One of the stragglers' own worker makes room for others: they may
+    /// help.
+    pub(super) fn nothing_for(&mut self, worker: WorkerKey, now: Now) {
+        let undecided = self.records.decision.is_none();
+        let missed = undecided && self.all_dealt(now) && self.stragglers(now).next().is_some();
+        if missed {
+            self.no_backup_until = now.at + MISS_PAUSE;
+        }
+        self.out.push(Command::Return { worker, keep: !missed });
+    }
+
+    /// One of two leases ended without counting: the other goes on alone, and is given time again before
+    /// it gets another backup.
+    pub(super) fn goes_on_alone(&mut self, first: u64, now: Now) -> bool {
+        let Some(other) = self.records.ranges[&first].lease.as_ref().map(|lease| lease.token) else {
+            return false;
+        };
+        if let Some(lease) = self.leases.get_mut(&other) {
+            lease.out_since = now.at;
+        }
+        self.touch(first);
+        true
+    }
+
+    /// A range was accounted for: what else is leased of it doesn't count.
+    pub(super) fn stop_others(&mut self, first: u64, now: Now) {
+        for token in self.records.ranges[&first].tokens() {
+            let range = self.records.ranges.get_mut(&first).expect("found above");
+            range.drop_lease(token);
+            if let Some(lease) = self.leases.remove(&token) {
+                if lease.sent_at.is_none() {
+                    // It is of this very write, and was never needed.
+                    self.unsend(token);
+                    continue;
+                }
+                let (worker, reason) = (lease.worker.clone(), "another attempt at the same tasks was first");
+                self.after.push(Command::Revoke { worker, token, reason });
+                let stopping = Stopping { worker: lease.worker, run: lease.run, since: now.at };
+                self.stopping.insert(token, stopping);
+            }
+        }
+    }
+
+    /// The lease isn't sent after all; whoever asked for it may ask again.
+    fn unsend(&mut self, token: Token) {
+        for command in &mut self.after {
+            if let Command::Grant(grant) = command
+                && grant.token == token
+            {
+                *command = Command::Return { worker: grant.worker.clone(), keep: true };
+            }
+        }
+    }
+
+    /// A worker that is back holds a lease that was lost: it is told to stop, and a rollback waits for it.
+    pub(super) fn stop_lost(&mut self, worker: &WorkerKey, token: Token, now: Now) {
+        if self.records.state.state.is_final() {
+            // It lives, and removes by itself what it staged.
+            self.stopping.remove(&token);
+            return;
+        }
+        let lost = |range: &&RangeRecord| range.losers.contains(&token);
+        if let Some(run) = self.records.ranges.values().find(lost).map(|range| range.run) {
+            self.stopping.insert(token, Stopping { worker: worker.clone(), run, since: now.at });
+        }
+    }
+
+    /// When a worker that was told to stop, and didn't say that it has, is given up. The end of the batch
+    /// asks for no word any more.
+    pub(super) fn gives_up_at(&self, stopping: &Stopping) -> Duration {
+        let waits = !self.records.state.state.is_final();
+        let seen = if waits { self.last_seen(&stopping.worker) } else { Duration::ZERO };
+        stopping.since.max(seen) + self.settings.lease_ttl
+    }
+
+    /// Workers that were told to stop, and are silent.
+    pub(super) fn give_up(&mut self, now: Now) {
+        let over: Vec<Token> = self
+            .stopping
+            .iter()
+            .filter(|(_, stopping)| self.gives_up_at(stopping) <= now.at)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in over {
+            let Some(Stopping { worker, since, .. }) = self.stopping.remove(&token) else { continue };
+            let seen = self.last_seen(&worker);
+            if seen <= since || seen + self.settings.lease_ttl <= now.at {
+                self.sweep_late();
+            }
+        }
+    }
+}
