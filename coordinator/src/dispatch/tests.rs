@@ -327,7 +327,7 @@ fn anothers_rollback_is_passed_on_and_keeps_nothing_back_here() {
     let dispatch = Dispatch::default();
     let key = BatchKey::new("default", "a");
     let (_session, mut frames) = attach(&dispatch, "w1", 2, u64::MAX / 2);
-    dispatch.pass_on(&key, v1::Phase::Rollback);
+    dispatch.relay(&key, v1::Phase::Rollback);
     assert!(matches!(frame(&mut frames), Some(Frame::PhaseChanged(_))));
     assert!(grant(&dispatch, &worker("w1"), &key, 1, 0));
 }

@@ -5,7 +5,7 @@ use crate::node::View;
 use crate::store::keys::BatchKey;
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
-use tranche_engine::{Answer, Event, LeaseView, Now, Refusal, Segment};
+use tranche_engine::{Answer, Epoch, Event, LeaseView, Now, Refusal, Segment};
 use tranche_proto::v1::batch::State;
 
 /// Inputs that wait for the driver. A sender waits when it is full: workers' reports and clients' calls are
@@ -48,6 +48,7 @@ pub struct Handle {
     inputs: mpsc::Sender<Input>,
     view: watch::Receiver<Arc<View>>,
     writing: Arc<Mutex<()>>,
+    epoch: Epoch,
 }
 
 impl Handle {
@@ -55,8 +56,14 @@ impl Handle {
         inputs: mpsc::Sender<Input>,
         view: watch::Receiver<Arc<View>>,
         writing: Arc<Mutex<()>>,
+        epoch: Epoch,
     ) -> Self {
-        Self { inputs, view, writing }
+        Self { inputs, view, writing, epoch }
+    }
+
+    /// Of which ownership.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// The batch as it is now, and its changes.

@@ -84,12 +84,13 @@ impl Driver {
         let handler = target.map(|target| target.handler.clone()).unwrap_or_default();
         let priority = loaded.spec.batch.as_ref().map_or(1, |batch| batch.priority.max(1).cast_unsigned());
         let now = shared.now();
-        let batch = Batch::new(spec, Epoch(loaded.lock_revision), settings, loaded.records, now);
+        let epoch = Epoch(loaded.lock_revision);
+        let batch = Batch::new(spec, epoch, settings, loaded.records, now);
         let (sender, inputs) = mpsc::channel(INPUT_BOUND);
         let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
         let (view, seen) = watch::channel(Arc::new(view));
         let writing = Arc::new(Mutex::new(()));
-        let handle = Handle::new(sender, seen, writing.clone());
+        let handle = Handle::new(sender, seen, writing.clone(), epoch);
         let driver = Self {
             shared,
             key,
@@ -172,6 +173,9 @@ impl Driver {
             let now = self.shared.now();
             let wake_at = self.batch.wake_at(now).map(|at| self.shared.origin + at);
             tokio::select! {
+                // The write first, then what ends the driver. Whatever else waits is worked in at the next step,
+                // which also takes requests and looks at the time: inputs that keep coming hold nothing up.
+                biased;
                 written = async { in_flight.as_mut().expect("guarded").1.as_mut().await }, if in_flight.is_some() => {
                     let (flight, _) = in_flight.take().expect("it was awaited");
                     if let Some(again) = self.settle(flight, written, stop).await? {
@@ -179,6 +183,9 @@ impl Driver {
                         in_flight = Some((again, flight));
                     }
                 }
+                // A write in flight is waited for: its outcome belongs to this owner.
+                () = stop.cancelled(), if in_flight.is_none() => return Ok(()),
+                failed = self.deliveries.failed() => self.batch.push(Event::Report(failed), self.shared.now()),
                 input = self.inputs.recv(), if self.batch.waiting_events() < EVENTS_BOUND => {
                     let Some(input) = input else { return Ok(()) };
                     self.take_in(input);
@@ -187,12 +194,9 @@ impl Driver {
                         self.take_in(input);
                     }
                 }
-                failed = self.deliveries.failed() => self.batch.push(Event::Report(failed), self.shared.now()),
                 () = self.wake.notified(), if in_flight.is_none() => {}
                 () = tokio::time::sleep_until(wake_at.unwrap_or_else(|| self.shared.origin)),
                     if in_flight.is_none() && wake_at.is_some() => {}
-                // A write in flight is waited for: its outcome belongs to this owner.
-                () = stop.cancelled(), if in_flight.is_none() => return Ok(()),
             }
         }
     }
@@ -239,8 +243,9 @@ impl Driver {
                     Err(error) => {
                         tracing::warn!(batch.id = %self.key, %error, "completion report not written yet");
                         tokio::select! {
-                            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(10)),
+                            biased;
                             () = stop.cancelled() => return Err(Error::ShuttingDown),
+                            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(10)),
                         }
                     }
                 }
@@ -302,8 +307,9 @@ impl Driver {
             Written::Failed(error) => {
                 tracing::warn!(batch.id = %self.key, %error, "write failed, it is tried again");
                 tokio::select! {
-                    () = tokio::time::sleep(STORE_PAUSE) => Ok(Some(flight)),
+                    biased;
                     () = stop.cancelled() => Err(Error::ShuttingDown),
+                    () = tokio::time::sleep(STORE_PAUSE) => Ok(Some(flight)),
                 }
             }
         }
@@ -325,8 +331,9 @@ impl Driver {
                 Err(Error::Store(error)) => {
                     tracing::warn!(batch.id = %self.key, %error, "records can't be read, tried again");
                     tokio::select! {
-                        () = tokio::time::sleep(STORE_PAUSE) => {}
+                        biased;
                         () = stop.cancelled() => return Err(Error::ShuttingDown),
+                        () = tokio::time::sleep(STORE_PAUSE) => {}
                     }
                 }
                 Err(error) => return Err(error),

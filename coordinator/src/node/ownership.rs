@@ -1,28 +1,34 @@
-//! Which batches this coordinator owns: takes sequence locks that are free, and drives their batches.
+//! Which batches this coordinator owns: takes sequence locks that are free, and drives their batches; and who
+//! else is there, which decides whose turn it is.
 //!
 //! The locks hang on this coordinator's session with the store. When the session is lost every driver
 //! stops (it couldn't write any more anyway: its epoch is over), and a new session begins from the start.
 
-use super::Shared;
+mod take;
+
+pub(super) use take::{drive_created, lock_record};
+
+use super::{Member, Shared};
 use crate::config::{DEFAULT_SESSION_TTL, StoreConfig};
-use crate::driver::{Driver, ledger, records};
+use crate::driver::{ledger, records};
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{RangeOptions, Revision, Session, SessionId, Txn, TxnOutcome, Watch, WatchEvent, commit};
-use bytes::Bytes;
+use crate::store::{Entry, RangeOptions, Revision, Session, Txn, Watch, WatchEvent, commit};
 use std::sync::Arc;
 use std::time::Duration;
+use take::Takes;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tranche_engine::Event;
+use tranche_engine::{Decision, Event, Outcome};
 use tranche_proto::stored::Stored;
 use tranche_proto::v1;
 
 /// Pause before a session is tried again when the store doesn't answer.
 const PAUSE: Duration = Duration::from_millis(500);
-/// States read at once at the start.
-const PAGE: usize = 1000;
+/// How long a coordinator that leaves tries to say so: without that its record goes with its session, a moment
+/// later.
+const LEAVE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Begins to own batches, in a task of its own; returns once those that were free are driven.
 pub(super) async fn start(shared: Arc<Shared>) -> Result<(), Error> {
@@ -42,8 +48,9 @@ async fn own_until_stopped(shared: Arc<Shared>, ready: oneshot::Sender<Result<()
             }
             tracing::warn!(%error, "can't own batches now, trying again");
             tokio::select! {
-                () = tokio::time::sleep(PAUSE) => {}
+                biased;
                 () = shared.stop.cancelled() => {}
+                () = tokio::time::sleep(PAUSE) => {}
             }
         }
     }
@@ -64,13 +71,16 @@ async fn own(
     // From before the first read, so that nothing falls in between.
     let revision =
         store.range(keys::COORDINATORS, RangeOptions { limit: 1, ..Default::default() }).await?.revision;
-    let mut locks = store.watch(keys::LOCKS, revision).await?;
-    let mut decisions = store.watch(keys::DECISIONS, revision).await?;
+    let mut watches = Watches {
+        coordinators: store.watch(keys::COORDINATORS, revision).await?,
+        locks: store.watch(keys::LOCKS, revision).await?,
+        decisions: store.watch(keys::DECISIONS, revision).await?,
+    };
     register(shared, &session).await?;
     shared.session.send_replace(Some(session.id));
     let term = Term { stop: shared.stop.child_token(), drivers: TaskTracker::new() };
     *shared.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(term.clone());
-    let served = serve(shared, &mut session, &mut locks, &mut decisions, ready).await;
+    let served = serve(shared, &mut session, &mut watches, revision, ready).await;
     shared.session.send_replace(None);
     shared.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     term.stop.cancel();
@@ -90,53 +100,186 @@ pub(super) struct Term {
     drivers: TaskTracker,
 }
 
+/// What a session looks at.
+struct Watches {
+    coordinators: Watch,
+    locks: Watch,
+    decisions: Watch,
+}
+
 async fn serve(
     shared: &Arc<Shared>,
     session: &mut Session,
-    locks: &mut Watch,
-    decisions: &mut Watch,
+    watches: &mut Watches,
+    begun: Revision,
     ready: &mut Option<oneshot::Sender<Result<(), Error>>>,
 ) -> Result<(), Error> {
-    take_free(shared).await?;
-    if let Some(ready) = ready.take() {
-        let _ = ready.send(Ok(()));
+    list_members(shared).await?;
+    list_locks(shared).await?;
+    let mut takes = Takes::default();
+    for batch in free(shared).await? {
+        takes.free_at_start(shared, batch);
     }
     loop {
+        takes.go_on(shared);
+        if takes.started()
+            && let Some(ready) = ready.take()
+        {
+            let _ = ready.send(Ok(()));
+        }
         tokio::select! {
+            // What ends the session first. Then the watches: their events are few beside what the store can
+            // do, and are only noted here. What they hold up is begun above, at every turn.
+            biased;
             () = shared.stop.cancelled() => return Ok(()),
             () = lost(session) => {
                 tracing::warn!("session with the store lost: every batch is given up and taken again");
                 return Ok(());
             }
-            event = locks.recv() => match event {
-                Some(WatchEvent::Deleted(key, _)) => {
-                    if let Some(batch) = key.strip_prefix(keys::LOCKS).and_then(BatchKey::from_tail) {
-                        take(shared, &batch).await?;
-                    }
-                }
-                Some(WatchEvent::Missed(_)) => take_free(shared).await?,
-                Some(WatchEvent::Put(_)) => {}
-                None => return Err(closed()),
-            },
-            event = decisions.recv() => match event {
-                Some(WatchEvent::Put(entry)) => {
-                    let batch = entry.key.strip_prefix(keys::DECISIONS).and_then(BatchKey::from_tail);
-                    if let Some(batch) = batch {
-                        tell(shared, &batch, &entry)?;
-                    }
-                }
-                Some(WatchEvent::Missed(_)) => {
-                    for (batch, _) in shared.handles() {
-                        if let Some(entry) = shared.store.get(&keys::decision(&batch)).await? {
-                            tell(shared, &batch, &entry)?;
-                        }
-                    }
-                }
-                Some(WatchEvent::Deleted(..)) => {}
-                None => return Err(closed()),
-            },
+            event = watches.coordinators.recv() => member_changed(shared, event.ok_or_else(closed)?).await?,
+            event = watches.locks.recv() => {
+                lock_changed(shared, &mut takes, begun, event.ok_or_else(closed)?).await?;
+            }
+            event = watches.decisions.recv() => decided(shared, event.ok_or_else(closed)?).await?,
+            () = takes.wait(shared) => {}
         }
     }
+}
+
+async fn member_changed(shared: &Shared, event: WatchEvent) -> Result<(), Error> {
+    let changed = match event {
+        WatchEvent::Put(entry) => {
+            let Some(member) = Member::decode(&entry) else { return Ok(()) };
+            shared.members.change(|list| drop(list.insert(member.id.clone(), member)))
+        }
+        WatchEvent::Deleted(key, _) => {
+            let id = key.strip_prefix(keys::COORDINATORS).unwrap_or_default();
+            shared.members.change(|list| drop(list.remove(id)))
+        }
+        WatchEvent::Missed(_) => return list_members(shared).await,
+    };
+    if changed {
+        tell_members(shared);
+    }
+    Ok(())
+}
+
+async fn list_members(shared: &Shared) -> Result<(), Error> {
+    let mut all = Vec::new();
+    ledger::each(&*shared.store, keys::COORDINATORS, |entry| {
+        all.extend(Member::decode(entry));
+        Ok(())
+    })
+    .await?;
+    shared.members.change(|list| *list = all.into_iter().map(|member| (member.id.clone(), member)).collect());
+    tell_members(shared);
+    Ok(())
+}
+
+/// Workers keep a stream to each.
+fn tell_members(shared: &Shared) {
+    let list = shared.members.list().borrow().clone();
+    let replica =
+        |member: &Member| v1::Replica { coordinator: member.id.clone(), endpoint: member.endpoint.clone() };
+    shared.dispatch.replicas(v1::Replicas { replicas: list.iter().map(replica).collect() });
+}
+
+async fn lock_changed(
+    shared: &Arc<Shared>,
+    takes: &mut Takes,
+    begun: Revision,
+    event: WatchEvent,
+) -> Result<(), Error> {
+    match event {
+        WatchEvent::Put(entry) => {
+            let batch = entry.key.strip_prefix(keys::LOCKS).and_then(BatchKey::from_tail);
+            if let Some(batch) = batch {
+                let owner = owner(&entry);
+                takes.taken(shared, batch.clone(), &owner.id, entry.create_revision);
+                shared.members.locked(batch, owner, entry.create_revision);
+            }
+        }
+        WatchEvent::Deleted(key, revision) => {
+            if let Some(batch) = key.strip_prefix(keys::LOCKS).and_then(BatchKey::from_tail) {
+                let last = shared.members.unlocked(&batch, revision);
+                // An event that is late says nothing of who has it now.
+                if shared.members.owner(&batch).is_none() {
+                    takes.free(shared, batch, last.as_ref().map(|last| last.id.as_str()));
+                }
+            }
+        }
+        WatchEvent::Missed(_) => {
+            for (batch, owner, epoch) in list_locks(shared).await? {
+                // One of before this session isn't in it, and goes.
+                if epoch > begun {
+                    takes.taken(shared, batch, &owner.id, epoch);
+                }
+            }
+            for batch in free(shared).await? {
+                takes.free(shared, batch, None);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The owner that a lock names. One that can't be read is taken all the same, by nobody that could be asked.
+fn owner(entry: &Entry) -> Member {
+    Member::owner(entry).unwrap_or_else(|error| {
+        tracing::error!(%error, "lock without a name");
+        Member { id: String::new(), endpoint: String::new() }
+    })
+}
+
+async fn list_locks(shared: &Shared) -> Result<Vec<(BatchKey, Member, Revision)>, Error> {
+    let mut all = Vec::new();
+    ledger::each(&*shared.store, keys::LOCKS, |entry| {
+        if let Some(batch) = entry.key.strip_prefix(keys::LOCKS).and_then(BatchKey::from_tail) {
+            all.push((batch, owner(entry), entry.create_revision));
+        }
+        Ok(())
+    })
+    .await?;
+    shared.members.relist(all.clone());
+    Ok(all)
+}
+
+/// Batches that still need an owner and, as far as is known, have none.
+async fn free(shared: &Shared) -> Result<Vec<BatchKey>, Error> {
+    let mut free = Vec::new();
+    ledger::each(&*shared.store, keys::STATES, |entry| {
+        let Some(batch) = entry.key.strip_prefix(keys::STATES).and_then(BatchKey::from_tail) else {
+            return Ok(());
+        };
+        match ledger::decode::<v1::StateRecord>(entry) {
+            Ok(state) if !state.value.swept && shared.members.owner(&batch).is_none() => free.push(batch),
+            Ok(_) => {}
+            // One damaged batch must not keep the others from their owner.
+            Err(error) => tracing::error!(batch.id = %batch, %error, "batch can't be read, left alone"),
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(free)
+}
+
+async fn decided(shared: &Arc<Shared>, event: WatchEvent) -> Result<(), Error> {
+    match event {
+        WatchEvent::Put(entry) => {
+            if let Some(batch) = entry.key.strip_prefix(keys::DECISIONS).and_then(BatchKey::from_tail) {
+                tell(shared, &batch, &entry);
+            }
+        }
+        WatchEvent::Missed(_) => {
+            for (batch, _) in shared.handles() {
+                if let Some(entry) = shared.store.get(&keys::decision(&batch)).await? {
+                    tell(shared, &batch, &entry);
+                }
+            }
+        }
+        WatchEvent::Deleted(..) => {}
+    }
+    Ok(())
 }
 
 async fn lost(session: &mut Session) {
@@ -149,14 +292,26 @@ fn closed() -> Error {
 }
 
 /// Tells the batch's driver of a decision. Not waited for: one driver that is slow to take it in must not
-/// keep the other batches from their owner.
-fn tell(shared: &Arc<Shared>, batch: &BatchKey, entry: &crate::store::Entry) -> Result<(), Error> {
-    let Some(handle) = shared.handle(batch) else { return Ok(()) };
+/// keep the other batches from their owner. A rollback of another coordinator's batch is passed on to the
+/// workers, who may hear of it here first.
+fn tell(shared: &Arc<Shared>, batch: &BatchKey, entry: &Entry) {
+    let decision = match decision(entry) {
+        Ok(decision) => decision,
+        Err(error) => {
+            tracing::error!(batch.id = %batch, %error, "decision can't be read");
+            return;
+        }
+    };
+    if let Some(handle) = shared.handle(batch) {
+        shared.tasks.spawn(async move { handle.event(Event::Decided(decision)).await });
+    } else if decision.outcome == Outcome::Rollback {
+        shared.dispatch.relay(batch, v1::Phase::Rollback);
+    }
+}
+
+fn decision(entry: &Entry) -> Result<Decision, Error> {
     let record = ledger::decode::<v1::DecisionRecord>(entry)?.value;
-    let decision = records::decision_from(&record)
-        .map_err(|message| Error::Damaged { what: entry.key.clone(), message })?;
-    shared.tasks.spawn(async move { handle.event(Event::Decided(decision)).await });
-    Ok(())
+    records::decision_from(&record).map_err(|message| Error::Damaged { what: entry.key.clone(), message })
 }
 
 async fn register(shared: &Arc<Shared>, session: &Session) -> Result<(), Error> {
@@ -170,121 +325,12 @@ async fn register(shared: &Arc<Shared>, session: &Session) -> Result<(), Error> 
     Ok(())
 }
 
-/// What a lock says of its owner.
-pub(super) fn lock_record(shared: &Shared) -> Bytes {
-    let record = v1::LockRecord {
-        coordinator: shared.id.clone(),
-        endpoint: shared.endpoint.clone(),
-        nonce: uuid::Uuid::new_v4().to_string(),
-    };
-    Stored::new(record).encode().into()
-}
-
-/// Takes every lock that is free, of batches that still need an owner.
-async fn take_free(shared: &Arc<Shared>) -> Result<(), Error> {
-    let mut after = None;
-    loop {
-        let options = RangeOptions { limit: PAGE, after: after.take(), ..RangeOptions::default() };
-        let page = shared.store.range(keys::STATES, options).await?;
-        for entry in &page.entries {
-            let Some(batch) = entry.key.strip_prefix(keys::STATES).and_then(BatchKey::from_tail) else {
-                continue;
-            };
-            let state = match ledger::decode::<v1::StateRecord>(entry) {
-                Ok(state) => state.value,
-                Err(error) => {
-                    // One damaged batch must not keep the others from their owner.
-                    tracing::error!(batch.id = %batch, %error, "batch can't be read, left alone");
-                    continue;
-                }
-            };
-            if !state.swept {
-                take(shared, &batch).await?;
-            }
-        }
-        match page.entries.last() {
-            Some(last) if page.more => after = Some(last.key.clone()),
-            _ => return Ok(()),
-        }
+/// Takes this coordinator's name off the list: the others give it nothing new, and workers don't look for it.
+/// Not longer than [`LEAVE_LIMIT`].
+pub(super) async fn leave(shared: &Shared) {
+    let txn = Txn::new().delete(keys::coordinator(&shared.id));
+    let left = tokio::time::timeout(LEAVE_LIMIT, commit::commit(&*shared.store, &txn)).await;
+    if !matches!(left, Ok(Ok(_))) {
+        tracing::warn!("not signed off: the record goes with the session");
     }
-}
-
-/// Takes a batch's lock, if it is free and the batch still needs an owner.
-async fn take(shared: &Arc<Shared>, batch: &BatchKey) -> Result<(), Error> {
-    let store = &*shared.store;
-    let Some(session) = *shared.session.borrow() else { return Ok(()) };
-    let Some(state) = store.get(&keys::state(batch)).await? else { return Ok(()) };
-    if shared.stop.is_cancelled() || ledger::decode::<v1::StateRecord>(&state)?.value.swept {
-        return Ok(());
-    }
-    let lock = keys::lock(batch);
-    let txn = Txn::new().absent(lock.clone()).created(keys::state(batch), state.create_revision).put_held(
-        lock,
-        lock_record(shared),
-        session,
-    );
-    match commit::commit(store, &txn).await? {
-        TxnOutcome::Refused => Ok(()),
-        TxnOutcome::Applied(epoch) => {
-            tracing::info!(batch.id = %batch, epoch, "sequence lock taken");
-            drive(shared, batch, epoch).await
-        }
-    }
-}
-
-/// Drives a batch that this coordinator just made, with its lock in this session. Nobody else would: so it
-/// isn't given up while the session lives.
-pub(super) async fn drive_created(
-    shared: &Arc<Shared>,
-    batch: &BatchKey,
-    epoch: Revision,
-    session: SessionId,
-) -> Result<(), Error> {
-    loop {
-        match begin(shared, batch, epoch).await {
-            Err(Error::Store(error)) if *shared.session.borrow() == Some(session) => {
-                tracing::warn!(batch.id = %batch, %error, "new batch can't be read, tried again");
-                tokio::select! {
-                    () = tokio::time::sleep(PAUSE) => {}
-                    () = shared.stop.cancelled() => return Err(Error::ShuttingDown),
-                }
-            }
-            done => return done,
-        }
-    }
-}
-
-async fn begin(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
-    if shared.handle(batch).is_none() {
-        drive(shared, batch, epoch).await?;
-    }
-    // The watch may have come by a decision after the records were read, when nobody was there to be told.
-    match shared.store.get(&keys::decision(batch)).await? {
-        Some(entry) => tell(shared, batch, &entry),
-        None => Ok(()),
-    }
-}
-
-/// Drives a batch whose lock this coordinator took at this epoch, unless it was lost meanwhile.
-async fn drive(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
-    let loaded = match ledger::load(&*shared.store, batch).await {
-        Ok(Some(loaded)) if loaded.lock_revision == epoch => loaded,
-        // Deleted, or another epoch began: its owner drives the batch.
-        Ok(_) => return Ok(()),
-        Err(error @ Error::Damaged { .. }) => {
-            tracing::error!(batch.id = %batch, %error, "batch can't be read, left alone");
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
-    let term = shared.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-    let Some(term) = term else { return Err(Error::ShuttingDown) };
-    let (driver, handle) = Driver::new(shared.clone(), batch.clone(), loaded);
-    shared.own(batch.clone(), handle.clone());
-    let (shared, batch) = (shared.clone(), batch.clone());
-    term.drivers.spawn(async move {
-        driver.run(term.stop).await;
-        shared.disown(&batch, &handle);
-    });
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! What all parts of a coordinator share.
 
-use super::ownership::Term;
-use super::{Host, Registry};
+use super::ownership::{self, Term};
+use super::{Host, Registry, members::Members};
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::driver::Handle;
@@ -41,6 +41,8 @@ pub struct Shared {
     pub start_time_ms: i64,
     /// Bytes of tasks that are not durable yet, of all append streams; a permit is one byte.
     pub append_bytes: Arc<Semaphore>,
+    /// Who else is there, and who owns what.
+    pub members: Members,
     pub(super) session: watch::Sender<Option<SessionId>>,
     pub(super) term: Mutex<Option<Term>>,
     registry: RwLock<Registry>,
@@ -70,6 +72,7 @@ impl Shared {
             origin,
             start_time_ms: host.wall_ms(),
             host,
+            members: Members::default(),
             session: watch::channel(None).0,
             term: Mutex::new(None),
             registry: RwLock::new(Registry::new()),
@@ -101,9 +104,21 @@ impl Shared {
         self.changes.subscribe()
     }
 
-    pub(super) fn own(&self, batch: BatchKey, handle: Handle) {
-        self.registry.write().unwrap_or_else(PoisonError::into_inner).insert(batch, handle);
+    /// Signs off: nothing new is given to this coordinator by the others, who know by it that it is leaving.
+    pub async fn leave(&self) {
+        ownership::leave(self).await;
+    }
+
+    /// A driver is there for the batch. False: one of the same epoch or a later one is there already.
+    pub(super) fn own(&self, batch: BatchKey, handle: Handle) -> bool {
+        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
+        if registry.get(&batch).is_some_and(|there| !there.ended() && there.epoch() >= handle.epoch()) {
+            return false;
+        }
+        registry.insert(batch, handle);
+        drop(registry);
         self.changes.send_modify(|changes| *changes += 1);
+        true
     }
 
     /// The driver of this handle ended. Another one of the batch, of a later epoch, stays.

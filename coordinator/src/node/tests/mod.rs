@@ -9,6 +9,7 @@ mod troubled;
 use super::*;
 use crate::config::StoreConfig;
 use crate::store::embedded::Embedded;
+use std::collections::HashMap;
 use std::path::Path;
 use tempfile::TempDir;
 use tokio::time::timeout;

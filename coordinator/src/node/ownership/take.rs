@@ -1,0 +1,231 @@
+//! Takes locks that are free, and drives what it took.
+
+use super::{PAUSE, Shared};
+use crate::driver::{Driver, ledger};
+use crate::error::Error;
+use crate::store::keys::{self, BatchKey};
+use crate::store::{Revision, SessionId, Txn, TxnOutcome, commit};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tranche_engine::Event;
+use tranche_proto::stored::Stored;
+use tranche_proto::v1;
+
+/// Locks that are being taken at once: each is a few reads and a write, and after the loss of an owner of many
+/// batches the store must also serve the batches that go on.
+const TAKES: usize = 16;
+/// How much later each coordinator takes a free lock than the one before it in the batch's order: longer than
+/// taking it takes, so that one tries, not all.
+const STEP: Duration = Duration::from_millis(150);
+/// After this long, a lock of ours that nobody drives was taken by a call that never heard so.
+const OWN_MOMENT: Duration = Duration::from_secs(1);
+
+/// What is to be done with a batch's lock.
+#[derive(Clone, Copy, Debug)]
+enum Job {
+    /// Take it, if it is free.
+    Take,
+    /// It was taken by this coordinator, at this epoch: drive the batch, if that isn't done.
+    Drive(Revision),
+}
+
+type Done = (BatchKey, Job, Result<(), Error>);
+
+/// The locks that are to be taken in one session. Dropping it ends the work on them.
+#[derive(Default)]
+pub(super) struct Takes {
+    jobs: BTreeMap<BatchKey, (Instant, Job)>,
+    due: BTreeSet<(Instant, BatchKey)>,
+    work: JoinSet<Done>,
+    /// Those that were free at the start and weren't tried yet.
+    first: BTreeSet<BatchKey>,
+}
+
+impl Takes {
+    /// The lock is free: it is taken when it is this coordinator's turn. `last` is the owner that left.
+    pub(super) fn free(&mut self, shared: &Shared, batch: BatchKey, last: Option<&str>) {
+        let rank = u32::try_from(shared.members.rank(&batch, &shared.id, last)).unwrap_or(u32::MAX);
+        self.plan(batch, Job::Take, STEP.saturating_mul(rank));
+    }
+
+    /// The same, for a batch that was there when the session began.
+    pub(super) fn free_at_start(&mut self, shared: &Shared, batch: BatchKey) {
+        self.first.insert(batch.clone());
+        self.free(shared, batch, None);
+    }
+
+    /// The lock was taken.
+    pub(super) fn taken(&mut self, shared: &Shared, batch: BatchKey, owner: &str, epoch: Revision) {
+        if owner == shared.id && shared.handle(&batch).is_none() {
+            self.plan(batch, Job::Drive(epoch), OWN_MOMENT);
+        } else {
+            self.drop_job(&batch);
+            self.first.remove(&batch);
+        }
+    }
+
+    /// Whether all that was free at the start was tried.
+    pub(super) fn started(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    fn plan(&mut self, batch: BatchKey, job: Job, after: Duration) {
+        self.drop_job(&batch);
+        let at = Instant::now() + after;
+        self.due.insert((at, batch.clone()));
+        self.jobs.insert(batch, (at, job));
+    }
+
+    fn drop_job(&mut self, batch: &BatchKey) {
+        if let Some((at, _)) = self.jobs.remove(batch) {
+            self.due.remove(&(at, batch.clone()));
+        }
+    }
+
+    /// Begins what is due. Never waits.
+    pub(super) fn go_on(&mut self, shared: &Arc<Shared>) {
+        while let Some(done) = self.work.try_join_next() {
+            self.done(shared, done);
+        }
+        let now = Instant::now();
+        while self.work.len() < TAKES && self.due.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, batch)) = self.due.pop_first() else { return };
+            let Some((_, job)) = self.jobs.remove(&batch) else { continue };
+            let shared = shared.clone();
+            self.work.spawn(async move {
+                let result = match job {
+                    Job::Take => take(&shared, &batch).await,
+                    Job::Drive(_) if shared.handle(&batch).is_some() => Ok(()),
+                    Job::Drive(epoch) => begin(&shared, &batch, epoch).await,
+                };
+                (batch, job, result)
+            });
+        }
+    }
+
+    /// Waits until something is done or due.
+    pub(super) async fn wait(&mut self, shared: &Shared) {
+        let due = self.due.first().filter(|_| self.work.len() < TAKES).map(|(at, _)| *at);
+        let idle = self.work.is_empty();
+        tokio::select! {
+            // Each that is done makes room for what is due.
+            biased;
+            Some(done) = self.work.join_next(), if !idle => self.done(shared, done),
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            () = std::future::pending() => {}
+        }
+    }
+
+    fn done(&mut self, shared: &Shared, done: Result<Done, JoinError>) {
+        // One that panicked was heard of; nothing more is known of it.
+        let Ok((batch, job, result)) = done else { return };
+        self.first.remove(&batch);
+        let Err(error) = result else { return };
+        if matches!(error, Error::Damaged { .. }) {
+            // It won't heal, and one damaged batch must not keep the others from their owner.
+            tracing::error!(batch.id = %batch, %error, "batch can't be read, left alone");
+            return;
+        }
+        // What came since is newer; and a lock that somebody has isn't free.
+        let superseded = self.jobs.contains_key(&batch)
+            || matches!(job, Job::Take) && shared.members.owner(&batch).is_some();
+        if !superseded {
+            tracing::warn!(batch.id = %batch, %error, "batch not taken yet, tried again");
+            self.plan(batch, job, PAUSE);
+        }
+    }
+}
+
+/// What a lock says of its owner.
+pub(in crate::node) fn lock_record(shared: &Shared) -> Bytes {
+    let record = v1::LockRecord {
+        coordinator: shared.id.clone(),
+        endpoint: shared.endpoint.clone(),
+        nonce: shared.host.new_id(),
+    };
+    Stored::new(record).encode().into()
+}
+
+/// Takes a batch's lock, if it is free and the batch still needs an owner.
+async fn take(shared: &Arc<Shared>, batch: &BatchKey) -> Result<(), Error> {
+    let store = &*shared.store;
+    let Some(session) = *shared.session.borrow() else { return Ok(()) };
+    let Some(state) = store.get(&keys::state(batch)).await? else { return Ok(()) };
+    if shared.stop.is_cancelled() || ledger::decode::<v1::StateRecord>(&state)?.value.swept {
+        return Ok(());
+    }
+    let lock = keys::lock(batch);
+    let txn = Txn::new().absent(lock.clone()).created(keys::state(batch), state.create_revision).put_held(
+        lock,
+        lock_record(shared),
+        session,
+    );
+    match commit::commit(store, &txn).await? {
+        TxnOutcome::Refused => Ok(()),
+        TxnOutcome::Applied(epoch) => {
+            tracing::info!(batch.id = %batch, epoch, "sequence lock taken");
+            drive_created(shared, batch, epoch, session).await
+        }
+    }
+}
+
+/// Drives a batch that this coordinator just made or took, with its lock in this session. Nobody else would: so
+/// it isn't given up while the session lives.
+pub(in crate::node) async fn drive_created(
+    shared: &Arc<Shared>,
+    batch: &BatchKey,
+    epoch: Revision,
+    session: SessionId,
+) -> Result<(), Error> {
+    loop {
+        match begin(shared, batch, epoch).await {
+            Err(Error::Store(error)) if *shared.session.borrow() == Some(session) => {
+                tracing::warn!(batch.id = %batch, %error, "own batch can't be read, tried again");
+                tokio::select! {
+                    biased;
+                    () = shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                    () = tokio::time::sleep(PAUSE) => {}
+                }
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Drives a batch whose lock this coordinator took at this epoch, unless it is driven, or was lost meanwhile.
+async fn begin(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
+    if shared.handle(batch).is_none() {
+        drive(shared, batch, epoch).await?;
+    }
+    // The watch may have come by a decision after the records were read, when nobody was there to be told.
+    let Some(handle) = shared.handle(batch) else { return Ok(()) };
+    if let Some(entry) = shared.store.get(&keys::decision(batch)).await? {
+        handle.event(Event::Decided(super::decision(&entry)?)).await;
+    }
+    Ok(())
+}
+
+async fn drive(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
+    let loaded = match ledger::load(&*shared.store, batch).await? {
+        Some(loaded) if loaded.lock_revision == epoch => loaded,
+        // Deleted, or another epoch began: its owner drives the batch.
+        _ => return Ok(()),
+    };
+    let term = shared.term.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(term) = term else { return Err(Error::ShuttingDown) };
+    let (driver, handle) = Driver::new(shared.clone(), batch.clone(), loaded);
+    // Two may come here for one epoch: the call that took the lock, and whoever saw that it is ours.
+    if !shared.own(batch.clone(), handle.clone()) {
+        return Ok(());
+    }
+    let (shared, batch) = (shared.clone(), batch.clone());
+    term.drivers.spawn(async move {
+        driver.run(term.stop).await;
+        shared.disown(&batch, &handle);
+    });
+    Ok(())
+}
