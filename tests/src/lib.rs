@@ -4,6 +4,7 @@
 //! folders and compares them by checksum, [`Gate`] is a worker's handler that the test holds and lets go,
 //! [`History`] is all that etcd ever held, and [`eventually`] waits for a condition.
 
+pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod control;

@@ -181,8 +181,15 @@ pub struct Planned {
 /// The faults' mean distance.
 const DISTANCE_MS: f64 = 650.0;
 /// How often each kind comes.
-const WEIGHTS: [(&str, u32); 7] =
-    [("kill", 30), ("pause", 22), ("leave", 14), ("partition", 22), ("compact", 7), ("nospace", 3), ("diskfull", 5)];
+const WEIGHTS: [(&str, u32); 7] = [
+    ("kill", 30),
+    ("pause", 22),
+    ("leave", 14),
+    ("partition", 22),
+    ("compact", 7),
+    ("nospace", 3),
+    ("diskfull", 5),
+];
 
 /// Names of the kinds of faults.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
@@ -230,7 +237,8 @@ impl Faults {
         let coordinator = vec![Who::Coordinator(self.any(COORDINATORS))];
         let worker = vec![Who::Worker(self.any(WORKERS))];
         let etcd = vec![Who::Etcd(self.any(ETCDS))];
-        let others = |all: &[Who], but: &[Who]| all.iter().copied().filter(|who| !but.contains(who)).collect();
+        let others =
+            |all: &[Who], but: &[Who]| all.iter().copied().filter(|who| !but.contains(who)).collect();
         let (from, to) = match self.any(9) {
             0 | 1 => (coordinator, etcds),
             2 => (coordinator, etcd),
@@ -365,14 +373,15 @@ impl BatchPlan {
     pub fn new(seed: u64, lane: usize, number: u64) -> Self {
         let mut random = random(seed, &format!("lane {lane}"), number);
         let random = &mut random;
-        let tasks = if random.random_bool(0.1) { random.random_range(1..20) } else { random.random_range(150..900) };
+        let tasks =
+            if random.random_bool(0.1) { random.random_range(1..20) } else { random.random_range(150..900) };
         let failing = if random.random_bool(0.6) { random.random_range(1..12).min(tasks) } else { 0 };
         let kinds = [Broken::Missing, Broken::Missing, Broken::Checksum, Broken::Size, Broken::Key];
         let indices = (0..tasks).choose_multiple(random, failing);
         let broken: BTreeMap<_, _> =
             indices.into_iter().map(|index| (index, *kinds.choose(random).expect("some"))).collect();
         let limit = random.random_bool(0.25).then(|| {
-            let failing = failing as i64;
+            let failing = super::files::count(failing);
             // Crossed just so, or just not.
             if random.random_bool(0.5) { (failing - 1).max(0) } else { failing }
         });
@@ -387,7 +396,9 @@ impl BatchPlan {
             limit,
             held,
             cancel: random.random_bool(0.3).then(|| Duration::from_millis(random.random_range(0..3_500))),
-            deadline: random.random_bool(0.05).then(|| Duration::from_millis(random.random_range(1_000..3_000))),
+            deadline: random
+                .random_bool(0.05)
+                .then(|| Duration::from_millis(random.random_range(1_000..3_000))),
             if_exists_fail: random.random_bool(0.15),
             resume: random.random_bool(0.3).then(|| Duration::from_millis(random.random_range(5..400))),
             create_twice: random.random_bool(0.3),
