@@ -99,7 +99,11 @@ fn tasks_are_staged_while_others_are_still_appended() {
     desk.append(11, 14);
     desk.settle();
     desk.ask(&a);
-    assert_eq!(desk.settle(), [Command::Return { worker: a.clone(), keep: true }], "a part waits a moment for more");
+    assert_eq!(
+        desk.settle(),
+        [Command::Return { worker: a.clone(), keep: true }],
+        "a part waits a moment for more"
+    );
     assert_eq!(desk.batch.appetite(desk.now()), 0);
     let wake = desk.batch.wake_at(desk.now()).expect("it wants to be woken");
     desk.wait(wake.saturating_sub(desk.at));
