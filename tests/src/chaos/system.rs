@@ -30,8 +30,7 @@ const LEAVING: Duration = Duration::from_secs(30);
 /// SIGTERM ends a member that was only just started, and doesn't listen for signals yet.
 const TERMINATED: i32 = 15;
 /// The coordinators' flags.
-const FLAGS: [(&str, &str); 9] = [
-    ("insecure", "true"),
+const FLAGS: [(&str, &str); 8] = [
     ("prefix", PREFIX),
     ("session-ttl", "2s"),
     ("lease-ttl", "3s"),
@@ -189,8 +188,10 @@ impl System {
                         argument("store", format!("etcd:{}", etcd.endpoints().join(","))),
                         argument("objects", objects_disk.path().join("objects").display().to_string()),
                     ];
+                    // The network is the run's own.
+                    let insecure = "--insecure".to_owned();
                     let flags = FLAGS.map(|(name, value)| argument(name, value.to_owned()));
-                    (coordinator.clone(), own.into_iter().chain(flags).flatten().collect())
+                    (coordinator.clone(), own.into_iter().chain(flags).flatten().chain([insecure]).collect())
                 }
                 Who::Worker(_) => {
                     let coordinators = urls.iter().map(|url| argument("coordinator", url.clone()));
