@@ -105,6 +105,9 @@ pub enum Error {
     /// The coordinator is leaving.
     #[error("coordinator is shutting down")]
     ShuttingDown,
+    /// What another coordinator answered, which owns the batch; it goes on to the client as it is.
+    #[error("{0}")]
+    Answered(Box<tonic::Status>),
     /// The store didn't do it.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -9,6 +9,7 @@ pub mod error;
 pub mod grpc;
 pub mod manifest;
 pub mod node;
+pub mod peers;
 mod server;
 pub mod store;
 

@@ -4,9 +4,10 @@
 //! acknowledgement isn't stuck; how much is in flight is the appender's to bound. Acknowledgements merge
 //! when the client is slow to read them.
 
+pub(crate) mod relay;
+
 use super::validate;
 use crate::error::Error;
-use crate::node::Appender;
 use crate::store::keys::BatchKey;
 use async_trait::async_trait;
 use futures::{Stream, StreamExt, stream};
@@ -22,19 +23,6 @@ pub(crate) trait Sink: Send + 'static {
     fn durable(&self) -> watch::Receiver<Result<u64, Error>>;
     async fn push(&mut self, first: u64, tasks: Vec<v1::Task>) -> Result<(), Error>;
     async fn finish(self) -> Result<u64, Error>;
-}
-
-#[async_trait]
-impl Sink for Appender {
-    fn durable(&self) -> watch::Receiver<Result<u64, Error>> {
-        Self::durable(self)
-    }
-    async fn push(&mut self, first: u64, tasks: Vec<v1::Task>) -> Result<(), Error> {
-        Self::push(self, first, tasks).await
-    }
-    async fn finish(self) -> Result<u64, Error> {
-        Self::finish(self).await
-    }
 }
 
 /// What a stream shares with its service.

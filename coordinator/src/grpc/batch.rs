@@ -1,5 +1,7 @@
 //! BatchService.
 
+use super::elsewhere::updates;
+use super::peers::{Caller, Client, Owners, Repeat};
 use super::{append, page, status, validate, watch};
 use crate::config::Config;
 use crate::error::Error;
@@ -9,6 +11,7 @@ use futures::stream::BoxStream;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +28,10 @@ const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
 /// What clients call.
 #[derive(Clone)]
 pub(crate) struct Batches {
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
+    pub(super) owners: Owners,
+    /// The longest that a call takes.
+    limit: Duration,
     shutdown: CancellationToken,
     tasks: TaskTracker,
     watchers: Limit,
@@ -52,13 +58,15 @@ impl Limit {
 
 impl Batches {
     pub(crate) fn new(
-        node: Arc<Node>,
+        owners: Owners,
         config: &Config,
         shutdown: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
         Self {
-            node,
+            node: owners.node.clone(),
+            owners,
+            limit: config.request_timeout,
             shutdown,
             tasks,
             watchers: Limit::new("watchers", config.max_watchers),
@@ -73,9 +81,9 @@ impl BatchService for Batches {
         &self,
         request: Request<v1::CreateBatchRequest>,
     ) -> Result<Response<v1::Batch>, Status> {
-        let create = validate::create(request.into_inner(), &self.node.known_handlers())?;
-        let view = self.node.create(&create.namespace, create.spec, &create.request_id).await?;
-        Ok(Response::new(view.to_proto()))
+        let caller = Caller::of(&request, self.limit);
+        let elsewhere = self.node.shared().less_loaded();
+        Ok(Response::new(self.create(&caller, request.into_inner(), elsewhere).await?))
     }
 
     type AppendTasksStream = BoxStream<'static, Result<v1::AppendTasksResponse, Status>>;
@@ -89,8 +97,9 @@ impl BatchService for Batches {
             tasks: self.tasks.clone(),
             permit: Some(self.appenders.enter()?),
         };
-        let node = self.node.clone();
-        let open = move |batch| async move { node.append(&batch).await };
+        let (owners, caller) = (self.owners.clone(), Caller::of(&request, self.limit));
+        let tasks = self.tasks.clone();
+        let open = move |batch| append::relay::open(owners, caller, batch, tasks);
         Ok(Response::new(append::responses(request.into_inner(), open, context).boxed()))
     }
 
@@ -98,14 +107,21 @@ impl BatchService for Batches {
         &self,
         request: Request<v1::SealBatchRequest>,
     ) -> Result<Response<v1::Batch>, Status> {
+        let caller = Caller::of(&request, self.limit);
         let request = request.into_inner();
         let batch = validate::seal(&request)?;
-        Ok(Response::new(self.node.seal(&batch, request.total).await?.to_proto()))
+        let here = || async { Ok(self.node.seal(&batch, request.total).await?.to_proto()) };
+        let there = |mut client: Client, extras: Request<()>| {
+            let request = extras.map(|()| request.clone());
+            async move { client.seal_batch(request).await }
+        };
+        self.owners.call(&caller, &batch, Repeat::Always, here, there).await
     }
 
     async fn get_batch(&self, request: Request<v1::GetBatchRequest>) -> Result<Response<v1::Batch>, Status> {
+        let caller = Caller::of(&request, self.limit);
         let batch = validate::batch_name("name", &request.into_inner().name)?;
-        Ok(Response::new(self.node.get(&batch).await?.to_proto()))
+        Ok(Response::new(self.get(&caller, &batch).await?))
     }
 
     async fn list_batches(
@@ -134,10 +150,15 @@ impl BatchService for Batches {
         &self,
         request: Request<v1::WatchBatchRequest>,
     ) -> Result<Response<Self::WatchBatchStream>, Status> {
+        let limit = self.limit;
+        let caller = Caller::of(&request, limit);
         let batch = validate::batch_name("name", &request.into_inner().name)?;
         let permit = self.watchers.enter()?;
-        let updates = self.node.watch(&batch).await?;
-        Ok(Response::new(watch::responses(updates, self.shutdown.clone(), Some(permit)).boxed()))
+        let first = updates(self.owners.clone(), caller.clone(), batch.clone(), false).await?;
+        let owners = self.owners.clone();
+        let next = (!caller.forwarded)
+            .then_some(move || updates(owners.clone(), caller.renewed(limit), batch.clone(), true));
+        Ok(Response::new(watch::follow(first, next, self.shutdown.clone(), Some(permit))))
     }
 
     async fn commit_batch(
@@ -162,11 +183,20 @@ impl BatchService for Batches {
         &self,
         request: Request<v1::RetryFailedRequest>,
     ) -> Result<Response<v1::RetryFailedResponse>, Status> {
-        let batch = validate::batch_name("name", &request.into_inner().name)?;
-        let (view, retried) = self.node.retry_failed(&batch).await?;
-        let response =
-            v1::RetryFailedResponse { batch: Some(view.to_proto()), retried: retried.cast_signed() };
-        Ok(Response::new(response))
+        let caller = Caller::of(&request, self.limit);
+        let request = request.into_inner();
+        let batch = validate::batch_name("name", &request.name)?;
+        let here = || async {
+            let (view, retried) = self.node.retry_failed(&batch).await?;
+            Ok(v1::RetryFailedResponse { batch: Some(view.to_proto()), retried: retried.cast_signed() })
+        };
+        let there = |mut client: Client, extras: Request<()>| {
+            let request = extras.map(|()| request.clone());
+            async move { client.retry_failed(request).await }
+        };
+        // Not twice: tasks that failed again meanwhile would be leased once more than was asked for, and the
+        // number that is answered would be theirs.
+        self.owners.call(&caller, &batch, Repeat::IfNotDone, here, there).await
     }
 
     async fn list_failures(

@@ -72,8 +72,10 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, mut request: Request) -> Self::Future {
         let id = request_id(&request);
+        // For calls that are passed on to another coordinator.
+        request.headers_mut().insert(REQUEST_ID, id.clone());
         let span = tracing::info_span!(
             "call",
             rpc.method = request.uri().path(),

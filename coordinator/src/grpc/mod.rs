@@ -5,9 +5,11 @@
 mod admin;
 mod append;
 mod batch;
+mod elsewhere;
 pub mod layers;
 mod meter;
 pub(crate) mod page;
+mod peers;
 pub mod status;
 pub(crate) mod validate;
 mod watch;
@@ -15,6 +17,7 @@ pub mod worker;
 
 use crate::config::Config;
 use crate::node::Node;
+use crate::peers::Peers;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -61,8 +64,22 @@ pub struct Services {
 /// # Panics
 /// Never: the descriptors are our own build's.
 pub fn routes(node: Arc<Node>, config: &Config, shutdown: &CancellationToken) -> Services {
+    routes_over(node, config, shutdown, Arc::default())
+}
+
+/// The same, with other connections to the other coordinators.
+///
+/// # Panics
+/// Never: the descriptors are our own build's.
+pub fn routes_over(
+    node: Arc<Node>,
+    config: &Config,
+    shutdown: &CancellationToken,
+    peers: Arc<Peers>,
+) -> Services {
     let tasks = TaskTracker::new();
-    let batches = batch::Batches::new(node.clone(), config, shutdown.clone(), tasks.clone());
+    let owners = peers::Owners::new(node, peers, config.max_append_inflight_bytes);
+    let batches = batch::Batches::new(owners.clone(), config, shutdown.clone(), tasks.clone());
     let reporter = HealthReporter::new();
     let health = HealthService::from_health_reporter(reporter.clone());
     let descriptors = || {
@@ -82,7 +99,7 @@ pub fn routes(node: Arc<Node>, config: &Config, shutdown: &CancellationToken) ->
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .layer(layers::CallLayer::new(config.max_concurrent_requests, config.request_timeout))
         .add_service(BatchServiceServer::new(batches).max_decoding_message_size(MAX_MESSAGE_BYTES))
-        .add_service(AdminServiceServer::new(admin::Admin { node }))
+        .add_service(AdminServiceServer::new(admin::Admin { owners, limit: config.request_timeout }))
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))
         .add_service(descriptors().build_v1().expect("our own descriptors"))
         .add_service(descriptors().build_v1alpha().expect("our own descriptors"));

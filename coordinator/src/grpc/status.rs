@@ -36,8 +36,10 @@ impl Row {
     }
 }
 
-fn table(error: &Error) -> Row {
-    match error {
+/// `Err`: it is a status already.
+fn table(error: &Error) -> Result<Row, &Status> {
+    let row = match error {
+        Error::Answered(status) => return Err(status),
         Error::Invalid(_) => row(Code::InvalidArgument, "INVALID_ARGUMENT", []),
         Error::NotFound(batch) => row(Code::NotFound, "BATCH_NOT_FOUND", [("batch", batch.to_string())]),
         Error::AlreadyDecided { batch, outcome, reason } => row(
@@ -108,12 +110,16 @@ fn table(error: &Error) -> Row {
             row(Code::DataLoss, "DAMAGED", [])
         }
         Error::Objects(_) => row(Code::Unavailable, "OBJECTS_UNAVAILABLE", []).again(RETRY_LATER),
-    }
+    };
+    Ok(row)
 }
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let row = table(&error);
+        let row = match table(&error) {
+            Ok(row) => row,
+            Err(status) => return status.clone(),
+        };
         let violations: Vec<FieldViolation> = match &error {
             Error::Invalid(all) => {
                 all.iter().map(|v| FieldViolation::new(&v.field, &v.description)).collect()
@@ -272,6 +278,17 @@ mod tests {
             let bad: Vec<_> = bad.into_iter().map(|v| Violation::new(v.field, v.description)).collect();
             assert_eq!(bad, if let Error::Invalid(all) = error { all } else { vec![] });
         }
+    }
+
+    #[test]
+    fn what_an_owner_answered_goes_on_unchanged() {
+        let batch = BatchKey::new("ns", "b1");
+        let told = Status::from(Error::Gap { batch, expected: 4, got: 6 });
+        let passed = Status::from(Error::Answered(Box::new(told.clone())));
+        assert_eq!(
+            (passed.code(), passed.message(), passed.details()),
+            (told.code(), told.message(), told.details())
+        );
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! WatchBatch: every change of state at once, counters at most ten times a second.
 //!
 //! A stream is pulled by its connection and holds only the newest view, so a client that doesn't read
-//! costs nothing and misses only counters.
+//! costs nothing and misses only counters. It follows the batch from owner to owner: see [`follow`].
 
 use super::meter::Meter;
+use super::peers::passing;
 use crate::error::Error;
 use crate::node::View;
-use futures::{Stream, stream};
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tranche_proto::v1;
@@ -24,35 +26,133 @@ const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// An ETA beyond this says nothing.
 const MAX_ETA_SECONDS: f64 = 10.0 * 365.0 * 86_400.0;
 
-/// The messages about one batch. `permit` is given back when the stream is dropped.
-pub(crate) fn responses(
-    updates: watch::Receiver<Arc<View>>,
+/// Pause before an owner is looked for again, doubled up to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// What one owner tells. Never goes back; ends with the final state or with an error.
+pub(crate) type Updates = BoxStream<'static, Result<v1::WatchBatchResponse, Status>>;
+
+/// The messages about one batch, from owner to owner: `first` is what the present one tells, `next` (none: only
+/// that one is asked for) finds the one after, whose first message must not be older than what any owner before it told. The client doesn't
+/// notice: nothing is told twice, and a decision that fell into the gap is told before the end. `permit` is
+/// given back when the stream is dropped.
+pub(crate) fn follow<F, Fut>(
+    first: Updates,
+    next: Option<F>,
     shutdown: CancellationToken,
     permit: Option<OwnedSemaphorePermit>,
-) -> impl Stream<Item = Result<v1::WatchBatchResponse, Status>> + Send + 'static {
-    let watcher = Watcher {
-        updates,
-        shutdown,
-        _permit: permit,
-        told: None,
-        next: None,
-        stage: Meter::default(),
-        end: Meter::default(),
-        ended: false,
-    };
+) -> Updates
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Updates, Status>> + Send + 'static,
+{
+    let following = Following { updates: Some(first), again: false, told: None, after: None, ended: false };
+    stream::unfold(
+        (following, next, shutdown, permit),
+        |(mut following, next, shutdown, permit)| async move {
+            if following.ended {
+                return None;
+            }
+            let message = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Err(Error::ShuttingDown.into()),
+                message = following.message(next.as_ref()) => message,
+            };
+            following.ended = match &message {
+                Ok(message) => message.batch.as_ref().is_some_and(is_final),
+                Err(_) => true,
+            };
+            Some((message, (following, next, shutdown, permit)))
+        },
+    )
+    .boxed()
+}
+
+struct Following {
+    updates: Option<Updates>,
+    /// They have just begun, and are not the first.
+    again: bool,
+    told: Option<v1::WatchBatchResponse>,
+    /// What follows the message that was just told.
+    after: Option<v1::WatchBatchResponse>,
+    ended: bool,
+}
+
+impl Following {
+    async fn message<F, Fut>(&mut self, next: Option<&F>) -> Result<v1::WatchBatchResponse, Status>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<Updates, Status>>,
+    {
+        if let Some(message) = self.after.take() {
+            return Ok(message);
+        }
+        let mut pause = PAUSES.0;
+        loop {
+            let heard = match (&mut self.updates, next) {
+                (Some(updates), _) => updates.next().await,
+                (None, Some(next)) => match next().await {
+                    Ok(updates) => {
+                        self.again = true;
+                        self.updates.insert(updates).next().await
+                    }
+                    Err(status) => Some(Err(status)),
+                },
+                (None, None) => return Err(Status::unavailable("the owner's updates ended")),
+            };
+            match heard {
+                Some(Ok(message)) => {
+                    let again = std::mem::take(&mut self.again);
+                    if !(again && self.told.as_ref().is_some_and(|told| same(told, &message))) {
+                        return Ok(self.tell(message));
+                    }
+                }
+                Some(Err(status)) if next.is_none() || !passing(&status) => return Err(status),
+                Some(Err(_)) | None => {
+                    self.updates = None;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, message: v1::WatchBatchResponse) -> v1::WatchBatchResponse {
+        let told = self.told.replace(message.clone());
+        match told.and_then(|told| passed_over(&told, &message)) {
+            Some(between) => {
+                self.after = Some(message);
+                between
+            }
+            None => message,
+        }
+    }
+}
+
+fn is_final(batch: &v1::Batch) -> bool {
+    matches!(batch.state(), State::Committed | State::RolledBack)
+}
+
+/// The same, but for rates: they begin anew with each owner.
+fn same(told: &v1::WatchBatchResponse, message: &v1::WatchBatchResponse) -> bool {
+    told.batch == message.batch && (told.workers, told.leases) == (message.workers, message.leases)
+}
+
+/// The messages of the owner that is here. Ends with the final state, or with `NotOwned` when the batch has
+/// none here any more.
+pub(crate) fn responses(updates: watch::Receiver<Arc<View>>) -> Updates {
+    let watcher =
+        Watcher { updates, told: None, stage: Meter::default(), end: Meter::default(), ended: false };
     stream::unfold(watcher, |mut watcher| async {
         let message = watcher.next().await?;
         Some((message.map_err(Status::from), watcher))
     })
+    .boxed()
 }
 
 struct Watcher {
     updates: watch::Receiver<Arc<View>>,
-    shutdown: CancellationToken,
-    _permit: Option<OwnedSemaphorePermit>,
     told: Option<Told>,
-    /// What follows the message that was just told.
-    next: Option<Arc<View>>,
     stage: Meter,
     /// Of the commit or the rollback: a batch has one of them.
     end: Meter,
@@ -72,10 +172,9 @@ impl Watcher {
         if self.ended {
             return None;
         }
-        let view = match (self.next.take(), &self.told) {
-            (Some(view), _) => view,
-            (None, None) => self.updates.borrow_and_update().clone(),
-            (None, Some(told)) => {
+        let view = match &self.told {
+            None => self.updates.borrow_and_update().clone(),
+            Some(told) => {
                 let (told_view, at, moving) = (told.view.clone(), told.at, told.moving);
                 match self.change(&told_view, at, moving).await {
                     Ok(view) => view,
@@ -85,14 +184,6 @@ impl Watcher {
                     }
                 }
             }
-        };
-        let told = self.told.as_ref().map(|told| told.view.clone());
-        let view = match told.and_then(|told| passed_over(&told, &view)) {
-            Some(between) => {
-                self.next = Some(view);
-                Arc::new(between)
-            }
-            None => view,
         };
         Some(Ok(self.tell(view)))
     }
@@ -109,7 +200,6 @@ impl Watcher {
             };
             tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => return Err(Error::ShuttingDown),
                 changed = self.updates.changed() => {
                     if changed.is_err() {
                         // A stream ends with the final view, so the last one isn't: the owner is gone.
@@ -169,27 +259,43 @@ fn stage_of(view: &View) -> (i32, bool, bool) {
 
 /// The moment of the decision, when it was followed by the end before this stream looked again. It needs
 /// no memory: from the decision to the end nothing changes but what is reset here.
-fn passed_over(told: &View, view: &View) -> Option<View> {
-    let decision = view.decision.as_ref().filter(|_| told.decision.is_none() && view.is_final())?;
+fn passed_over(
+    told: &v1::WatchBatchResponse,
+    message: &v1::WatchBatchResponse,
+) -> Option<v1::WatchBatchResponse> {
+    let undecided = told.batch.as_ref().is_some_and(|batch| batch.decision.is_none());
+    let batch = message.batch.as_ref().filter(|batch| undecided && is_final(batch))?;
+    let decision = batch.decision.as_ref()?;
     let state = match decision.outcome() {
         Outcome::Commit => State::Committing,
         Outcome::Rollback => State::RollingBack,
         Outcome::Unspecified => return None,
     };
-    let mut between = view.clone();
-    between.state = v1::StateRecord {
-        state: state.into(),
+    let counters = v1::Counters {
         committed: 0,
         rolled_back: 0,
         residue_removed: 0,
-        published: false,
-        swept: false,
-        update_time_ms: decision.decide_time_ms,
-        end_time_ms: 0,
-        report_uri: String::new(),
-        ..between.state
+        ..batch.counters.unwrap_or_default()
     };
-    Some(between)
+    let mut phases = message.phases.clone();
+    for phase in &mut phases {
+        if phase.phase() != v1::Phase::Stage {
+            phase.done = 0;
+        }
+    }
+    Some(v1::WatchBatchResponse {
+        batch: Some(v1::Batch {
+            state: state.into(),
+            counters: Some(counters),
+            swept: false,
+            update_time: decision.decide_time,
+            end_time: None,
+            report_uri: String::new(),
+            ..batch.clone()
+        }),
+        phases,
+        ..message.clone()
+    })
 }
 
 fn progress(phase: v1::Phase, done: i64, total: i64, rate: f64, known_end: bool) -> v1::PhaseProgress {

@@ -101,10 +101,11 @@ impl Appender {
         let permits =
             u32::try_from(bytes.min(self.shared.config.max_append_inflight_bytes)).unwrap_or(u32::MAX);
         let permit = tokio::select! {
+            biased;
+            () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
             permit = self.shared.append_bytes.clone().acquire_many_owned(permits) => {
                 permit.map_err(|_| Error::ShuttingDown)?
             }
-            () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
         };
         self.next += tasks.len() as u64;
         if self.pushes.send(Push { tasks, bytes, permit }).await.is_err() {

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{SessionId, Txn, TxnOutcome, commit};
 use std::sync::Arc;
+use tranche_guards::Guard;
 use tranche_proto::stored::Stored;
 use tranche_proto::v1;
 
@@ -39,7 +40,10 @@ impl Node {
         if !request_id.is_empty() {
             let request = v1::RequestRecord { batch: batch.to_string() };
             let name = keys::request(namespace, request_id);
-            txn = txn.absent(name.clone()).put(name, Stored::new(request).encode());
+            if Guard::RequestOnce.on() {
+                txn = txn.absent(name.clone());
+            }
+            txn = txn.put(name, Stored::new(request).encode());
         }
         // A task of its own, since a caller may hang up: a batch that is made is driven.
         let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), txn, session));

@@ -10,12 +10,16 @@ use crate::store::keys::{self, BatchKey};
 use crate::store::{Txn, TxnOutcome, commit};
 use futures::future::OptionFuture;
 use std::time::Duration;
+use tokio::time::Instant;
 use tranche_engine::{Decision, Event, Outcome, Reason};
+use tranche_guards::Guard;
 use tranche_proto::stored::Stored;
 use tranche_proto::v1::{self, batch::State};
 
 /// How long a call waits for the owner to act on the decision, before it answers without having seen it.
 const SEEN_WAIT: Duration = Duration::from_secs(2);
+/// How often it looks, when the owner is elsewhere.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Node {
     /// Approves a held batch.
@@ -57,10 +61,11 @@ impl Node {
                 }
                 continue;
             };
-            let mut txn = Txn::new()
-                .absent(keys::decision(batch))
-                .created(state_key.clone(), state.create_revision)
-                .modified(cutoff_key, cutoff.mod_revision);
+            let mut txn =
+                Txn::new().absent(keys::decision(batch)).created(state_key.clone(), state.create_revision);
+            if Guard::CutoffFrozen.on() {
+                txn = txn.modified(cutoff_key, cutoff.mod_revision);
+            }
             if outcome == Outcome::Commit {
                 if record.state() != State::Held {
                     return Err(Error::WrongState {
@@ -105,8 +110,8 @@ impl Node {
         Err(Error::AlreadyDecided { batch: batch.clone(), outcome: made.outcome(), reason: made.reason() })
     }
 
-    /// Tells the owner, if it is here (the watch of decisions tells it too), and waits shortly until the
-    /// batch shows it.
+    /// Tells the owner, if it is here (the watch of decisions tells it too, wherever it is), and waits shortly
+    /// until the batch shows it.
     async fn acted_on(&self, batch: &BatchKey, decision: Decision) -> Result<View, Error> {
         if let Some(handle) = self.shared.handle(batch) {
             handle.event(Event::Decided(decision)).await;
@@ -114,6 +119,16 @@ impl Node {
             let seen = view.wait_for(|view| !matches!(view.state.state(), State::Importing | State::Held));
             // Not seen in time: the decision is durable all the same.
             let _ = tokio::time::timeout(SEEN_WAIT, seen).await;
+        } else {
+            let until = Instant::now() + SEEN_WAIT;
+            loop {
+                let view = self.stored_view(batch).await?;
+                let seen = !matches!(view.state.state(), State::Importing | State::Held);
+                if seen || Instant::now() >= until || self.shared.stop.is_cancelled() {
+                    return Ok(view);
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
         }
         let mut view = self.get(batch).await?;
         if view.decision.is_none() {

@@ -1,9 +1,10 @@
 //! ListBatches.
 
 use super::{Node, View, stored_view};
+use crate::driver::ledger;
 use crate::error::Error;
-use crate::store::RangeOptions;
 use crate::store::keys::{self, BatchKey};
+use crate::store::{Entry, RangeOptions, StoreError};
 use std::collections::HashMap;
 use tranche_proto::v1;
 
@@ -41,12 +42,13 @@ impl Node {
             for entry in &page.entries {
                 let tail = entry.key.strip_prefix(keys::STATES).unwrap_or(&entry.key);
                 let Some(batch) = BatchKey::from_tail(tail) else { continue };
-                let state = crate::driver::ledger::decode::<v1::StateRecord>(entry)?.value.state();
-                if (filter.states.is_empty() || filter.states.contains(&state))
-                    && let Some(view) = self.listed(&batch, entry).await?
-                    && has_labels(&view, &filter.labels)
-                {
-                    found.push(view);
+                match self.listed(&batch, entry, &filter).await {
+                    Ok(view) => found.extend(view),
+                    // One damaged batch must not hide the others.
+                    Err(error @ (Error::Damaged { .. } | Error::Store(StoreError::Corrupt { .. }))) => {
+                        tracing::error!(batch.id = %batch, %error, "batch can't be read, left out of the list");
+                    }
+                    Err(error) => return Err(error),
                 }
                 scanned += 1;
                 if found.len() >= filter.page_size || scanned >= SCAN {
@@ -62,15 +64,28 @@ impl Node {
         }
     }
 
-    /// `None`: deleted meanwhile.
-    async fn listed(&self, batch: &BatchKey, state: &crate::store::Entry) -> Result<Option<View>, Error> {
-        if let Some(handle) = self.shared.handle(batch) {
-            return Ok(Some(View::clone(&handle.view().borrow())));
+    /// `None`: not asked for, or deleted meanwhile.
+    async fn listed(
+        &self,
+        batch: &BatchKey,
+        state: &Entry,
+        filter: &ListFilter,
+    ) -> Result<Option<View>, Error> {
+        let stored = ledger::decode::<v1::StateRecord>(state)?.value.state();
+        if !filter.states.is_empty() && !filter.states.contains(&stored) {
+            return Ok(None);
         }
-        let store = &*self.shared.store;
-        let Some(spec) = store.get(&keys::spec(batch)).await? else { return Ok(None) };
-        let decision = store.get(&keys::decision(batch)).await?;
-        Ok(Some(stored_view(batch, state, &spec, decision.as_ref(), None)?))
+        let view = if let Some(handle) = self.shared.handle(batch) {
+            View::clone(&handle.view().borrow())
+        } else {
+            let store = &*self.shared.store;
+            let (spec, decision, cutoff) = (keys::spec(batch), keys::decision(batch), keys::cutoff(batch));
+            let (spec, decision, cutoff) =
+                tokio::try_join!(store.get(&spec), store.get(&decision), store.get(&cutoff))?;
+            let Some(spec) = spec else { return Ok(None) };
+            stored_view(batch, state, &spec, decision.as_ref(), cutoff.as_ref())?
+        };
+        Ok(has_labels(&view, &filter.labels).then_some(view))
     }
 }
 

@@ -25,17 +25,30 @@ use crate::driver::{Handle, Op, ledger};
 use crate::error::Error;
 use crate::manifest::Objects;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{Entry, Store};
-use std::collections::{BTreeSet, HashMap};
+use crate::store::{Entry, Store, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tranche_engine::Answer;
 use tranche_proto::v1;
 
-/// How long a call waits for a batch to have an owner here: as long as a new owner may take.
-const OWNER_WAIT: Duration = Duration::from_secs(10);
+/// How long a call waits for a batch to have an owner here, when it is known that this is the place: locks are
+/// seen to be taken a little after they are.
+const OWNED_WAIT: Duration = Duration::from_secs(1);
+/// How often it is looked who owns a batch that nobody owned, beside what is told of our own.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Where a call about a batch belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Here: it is driven here, or it ended and needs no owner.
+    Here,
+    /// There: another coordinator drives it.
+    There(Member),
+}
 
 /// A coordinator's application: all services share one.
 pub struct Node {
@@ -96,7 +109,49 @@ impl Node {
         stored_view(batch, &state, &spec, decision.as_ref(), cutoff.as_ref())
     }
 
-    /// Watches a batch: changes with every write of its owner. Closed after the owner is done with it.
+    /// Where calls about a batch belong now; `None`: nobody owns it yet.
+    pub async fn place(&self, batch: &BatchKey) -> Result<Option<Place>, Error> {
+        if self.shared.handle(batch).is_some() {
+            return Ok(Some(Place::Here));
+        }
+        match self.shared.owner_of(batch).await? {
+            Some(owner) if owner.id != self.shared.id => Ok(Some(Place::There(owner))),
+            // It was just taken here, or was just lost.
+            Some(_) => Ok(None),
+            None => Ok(self.stored_view(batch).await?.state.swept.then_some(Place::Here)),
+        }
+    }
+
+    /// The same, once there is a place: a batch whose owner was lost gets another within seconds.
+    pub async fn placed(&self, batch: &BatchKey, until: Instant) -> Result<Place, Error> {
+        let mut changes = self.shared.owned_changes();
+        loop {
+            changes.borrow_and_update();
+            if let Some(place) = self.place(batch).await? {
+                return Ok(place);
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                () = tokio::time::sleep_until(until) => return Err(Error::NotOwned { batch: batch.clone() }),
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
+    /// Whether this coordinator drives the batch although the store has its lock as another's, or as free. One that
+    /// was cut off from the store doesn't know it at once: what it shows is older than what the next owner shows.
+    pub async fn cut_off(&self, batch: &BatchKey) -> Result<bool, Error> {
+        if self.shared.handle(batch).is_none() {
+            return Ok(false);
+        }
+        let Some(entry) = self.shared.store.get(&keys::lock(batch)).await? else { return Ok(true) };
+        Ok(ledger::decode::<v1::LockRecord>(&entry)?.value.coordinator != self.shared.id)
+    }
+
+    /// Watches a batch that is owned here, or ended: changes with every write of its owner. Closed after the
+    /// owner is done with it.
     pub async fn watch(&self, batch: &BatchKey) -> Result<watch::Receiver<Arc<View>>, Error> {
         if let Some(handle) = self.shared.handle(batch) {
             return Ok(handle.view());
@@ -122,39 +177,16 @@ impl Node {
                 wanted: "the batch ended, nothing of it can be changed",
             });
         }
-        let waiting = async {
-            loop {
-                if let Some(handle) = self.shared.handle(batch) {
-                    return handle;
-                }
-                if changes.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        tokio::select! {
-            handle = waiting => Ok(handle),
-            () = tokio::time::sleep(OWNER_WAIT) => Err(Error::NotOwned { batch: batch.clone() }),
-            () = self.shared.stop.cancelled() => Err(Error::ShuttingDown),
-        }
-    }
-
-    /// The handle of a batch that needs an owner, once it has one here; `None`: there is no such batch, or
-    /// it needs none any more. Waits as long as the store is away or the owner is elsewhere, until this
-    /// coordinator stops: then nothing is known of the batch.
-    pub(crate) async fn handle_of(&self, batch: &BatchKey) -> Result<Option<Handle>, Error> {
+        let until = Instant::now() + OWNED_WAIT;
         loop {
-            match self.owned(batch).await {
-                Ok(handle) => return Ok(Some(handle)),
-                Err(Error::NotFound(_) | Error::WrongState { .. }) => return Ok(None),
-                Err(Error::ShuttingDown) => return Err(Error::ShuttingDown),
-                Err(error) => {
-                    tracing::debug!(batch.id = %batch, %error, "waiting for the batch's owner");
-                    tokio::select! {
-                        () = tokio::time::sleep(Duration::from_millis(200)) => {}
-                        () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
-                    }
-                }
+            if let Some(handle) = self.shared.handle(batch) {
+                return Ok(handle);
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.stop.cancelled() => return Err(Error::ShuttingDown),
+                () = tokio::time::sleep_until(until) => return Err(Error::NotOwned { batch: batch.clone() }),
+                _ = changes.changed() => {}
             }
         }
     }
@@ -185,10 +217,17 @@ impl Node {
         }
     }
 
-    /// Leases the failed tasks once more; the second value is how many.
+    /// Leases the failed tasks once more; the second value is how many. `NotOwned` means that nothing was done.
     pub async fn retry_failed(&self, batch: &BatchKey) -> Result<(View, u64), Error> {
-        let handle = self.owned(batch).await?;
-        match handle.call(batch, Op::RetryFailed).await? {
+        let call = self.owned(batch).await?.begin(batch, Op::RetryFailed).await?;
+        let answer = call.answer().await.map_err(|error| match error {
+            // Whether the driver came to it isn't known.
+            Error::NotOwned { batch } => {
+                Error::Store(StoreError::Unknown(format!("the owner of {batch} ended before its answer")))
+            }
+            error => error,
+        })?;
+        match answer {
             Answer::Retried(tasks) => Ok((self.get(batch).await?, tasks)),
             other @ (Answer::Appended(_) | Answer::Sealed) => unreachable!("a retry was answered {other:?}"),
         }
@@ -221,7 +260,7 @@ fn stored_view(
 }
 
 /// Which batches are owned here.
-type Registry = HashMap<BatchKey, Handle>;
+type Registry = BTreeMap<BatchKey, Handle>;
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,12 @@
 use super::*;
 use crate::node::Live;
 use crate::store::keys::BatchKey;
-use futures::{FutureExt, StreamExt, stream::BoxStream};
+use futures::FutureExt;
+use std::sync::Mutex;
 use tokio::time::advance;
 use tranche_proto::v1::{DecisionRecord, StateRecord, WatchBatchResponse};
 
-type Responses = BoxStream<'static, Result<WatchBatchResponse, Status>>;
+type Responses = Updates;
 
 fn view(state: State, staged: i64) -> View {
     View {
@@ -26,7 +27,29 @@ fn decided(state: State, outcome: Outcome) -> View {
 fn watch_it(first: View) -> (watch::Sender<Arc<View>>, Responses, CancellationToken) {
     let (sender, receiver) = watch::channel(Arc::new(first));
     let shutdown = CancellationToken::new();
-    (sender, responses(receiver, shutdown.clone(), None).boxed(), shutdown)
+    (sender, follow(responses(receiver), None::<Next>, shutdown.clone(), None), shutdown)
+}
+
+type Next = fn() -> std::future::Ready<Result<Updates, Status>>;
+
+/// Follows through these owners; when there is none left, nobody is found.
+fn from_owner_to_owner(first: Updates, others: Vec<Result<Updates, Status>>) -> Responses {
+    let others = Arc::new(Mutex::new(others.into_iter()));
+    let next = move || {
+        let next = others.lock().expect("held by nobody").next();
+        let nobody = || Err(Error::NotOwned { batch: BatchKey::new("ns", "b") }.into());
+        std::future::ready(next.unwrap_or_else(nobody))
+    };
+    follow(first, Some(next), CancellationToken::new(), None)
+}
+
+/// An owner that shows these one after the other, each when it is asked for, and is lost then.
+fn owner(views: Vec<View>) -> Updates {
+    let shown = stream::iter(views).map(|view| {
+        let (_, receiver) = watch::channel(Arc::new(view));
+        responses(receiver).take(1)
+    });
+    shown.flatten().boxed()
 }
 
 /// What is there at once.
@@ -228,4 +251,71 @@ async fn a_rollback_counts_to_the_cutoff() {
 async fn an_eta_that_says_nothing_is_left_out() {
     assert_eq!(progress(v1::Phase::Stage, 0, i64::MAX, 0.001, true).eta, None);
     assert_eq!(progress(v1::Phase::Stage, 5, 5, 1.0, true).eta, Some(prost_types::Duration::default()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_goes_on_with_the_next_owner_and_tells_nothing_twice() {
+    let away = || Err(Error::ShuttingDown.into());
+    let mut stream = from_owner_to_owner(
+        owner(vec![view(State::Importing, 1), view(State::Importing, 5)]),
+        vec![
+            away(),
+            Ok(owner(vec![view(State::Importing, 5)])),
+            Ok(owner(vec![view(State::Importing, 5), view(State::Importing, 8)])),
+            away(),
+            Ok(owner(vec![decided(State::Committing, Outcome::Commit)])),
+            Ok(owner(vec![
+                decided(State::Committing, Outcome::Commit),
+                decided(State::Committed, Outcome::Commit),
+            ])),
+        ],
+    );
+    let mut told = Vec::new();
+    while let Some(message) = stream.next().await {
+        let message = message.expect("right");
+        told.push((state(&message), staged(&message)));
+    }
+    assert_eq!(
+        told,
+        [
+            (State::Importing, 1),
+            (State::Importing, 5),
+            (State::Importing, 8),
+            (State::Committing, 1000),
+            (State::Committed, 1000)
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decision_that_fell_between_two_owners_is_told_first() {
+    let mut stream = from_owner_to_owner(
+        owner(vec![view(State::Importing, 1000)]),
+        vec![Ok(owner(vec![decided(State::RolledBack, Outcome::Rollback)]))],
+    );
+    for wanted in [State::Importing, State::RollingBack, State::RolledBack] {
+        assert_eq!(state(&next(&mut stream).await), wanted);
+    }
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_gone_ends_the_watch_with_that() {
+    let gone = Error::NotFound(BatchKey::new("ns", "b"));
+    let mut stream = from_owner_to_owner(owner(vec![view(State::Importing, 1)]), vec![Err(gone.into())]);
+    next(&mut stream).await;
+    assert_eq!(stream.next().await.expect("a status").expect_err("an error").code(), tonic::Code::NotFound);
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_owner_is_told_of_the_shutdown() {
+    let (first, shutdown) = (owner(vec![view(State::Importing, 1)]), CancellationToken::new());
+    let nobody = || std::future::pending::<Result<Updates, Status>>();
+    let mut stream = follow(first, Some(nobody), shutdown.clone(), None);
+    next(&mut stream).await;
+    assert!(tokio::time::timeout(Duration::from_mins(1), stream.next()).await.is_err(), "it waits");
+    shutdown.cancel();
+    let status = stream.next().await.expect("a status").expect_err("an error");
+    assert!(status.message().contains("shutting down"), "{status}");
 }

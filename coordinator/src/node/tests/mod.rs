@@ -4,6 +4,7 @@ mod damaged;
 mod decide;
 mod fake;
 mod lost;
+mod replicas;
 mod troubled;
 
 use super::*;
@@ -27,10 +28,17 @@ struct World {
 
 impl World {
     async fn start(dir: &Path) -> Self {
-        let mut config = Config::embedded(dir.to_owned());
-        config.retry_pause = Duration::from_millis(10);
-        let StoreConfig::Embedded { path } = &config.store else { panic!("not embedded") };
-        let store = Troubled::new(Embedded::open(path.clone()).await.expect("opened"));
+        let StoreConfig::Embedded { path } = config(dir).store else { panic!("not embedded") };
+        Self::on(Troubled::new(Embedded::open(path).await.expect("opened")), dir).await
+    }
+
+    /// Another coordinator on the same store.
+    async fn beside(&self, dir: &Path) -> Self {
+        Self::on(self.store.clone(), dir).await
+    }
+
+    async fn on(store: Arc<Troubled>, dir: &Path) -> Self {
+        let config = config(dir);
         let objects = Objects::local(&config.objects_dir()).expect("opened");
         let stop = CancellationToken::new();
         let node = Node::start(
@@ -43,6 +51,10 @@ impl World {
         );
         let node = Arc::new(node.await.expect("started"));
         Self { store, node, stop }
+    }
+
+    fn drives(&self, batch: &BatchKey) -> bool {
+        self.node.shared.handle(batch).is_some()
     }
 
     async fn end(self) {
@@ -92,6 +104,20 @@ impl World {
         }
         panic!("it stays {:?}", self.node.get(batch).await)
     }
+}
+
+fn config(dir: &Path) -> Config {
+    Config { retry_pause: Duration::from_millis(10), ..Config::embedded(dir.to_owned()) }
+}
+
+/// Waits until it is so.
+async fn until(what: &str, so: impl Fn() -> bool) {
+    let waiting = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(timeout(LONG, waiting).await.is_ok(), "never: {what}");
 }
 
 fn spec() -> v1::Batch {
