@@ -1,4 +1,4 @@
-//! One task a coordinator: dials, carries frames, dials again.
+//! One task a link: dials, carries frames, dials again.
 
 use crate::config::Config;
 use crate::session::LinkId;
@@ -7,7 +7,7 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures::StreamExt as _;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -30,13 +30,15 @@ pub(crate) enum LinkEvent {
     Closed(LinkId),
 }
 
-/// Keeps a stream to one coordinator until `stop`.
+/// Keeps a stream to one URL until `stop`.
 pub(crate) struct Link {
     pub(crate) id: LinkId,
     pub(crate) url: String,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) events: mpsc::Sender<LinkEvent>,
     pub(crate) stop: CancellationToken,
+    /// Whether to dial. Its sender lives as long as the worker.
+    pub(crate) dials: watch::Receiver<bool>,
     /// Frames the outbox holds.
     pub(crate) outbox: usize,
 }
@@ -48,7 +50,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const WORKED: Duration = Duration::from_secs(1);
 
 impl Link {
-    pub(crate) async fn run(self, config: Config) {
+    pub(crate) async fn run(mut self, config: Config) {
         let pauses = || {
             ExponentialBuilder::new()
                 .with_jitter()
@@ -58,7 +60,11 @@ impl Link {
                 .build()
         };
         let mut backoff = pauses();
-        while !self.stop.is_cancelled() {
+        loop {
+            let stop = self.stop.clone();
+            if !matches!(stop.run_until_cancelled(self.dials.wait_for(|dials| *dials)).await, Some(Ok(_))) {
+                return;
+            }
             let began = Instant::now();
             match self.once().await {
                 // It was a working stream: the next one is dialled soon. One that ends at once, again and
@@ -74,12 +80,16 @@ impl Link {
         }
     }
 
-    /// One connection, from dialling to its end. Ok if the coordinator said something on it.
-    async fn once(&self) -> Result<(), Status> {
-        let Some(connection) = self.stop.run_until_cancelled(self.transport.connect(&self.url)).await else {
-            return Ok(());
+    /// One connection, from dialling to its end. Ok if the coordinator said something on it, or if it
+    /// isn't wanted any more.
+    async fn once(&mut self) -> Result<(), Status> {
+        let connection = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Ok(()),
+            // Once the connection is open the worker is told, and says itself what becomes of it.
+            _ = self.dials.wait_for(|dials| !*dials) => return Ok(()),
+            connection = self.transport.connect(&self.url) => connection?,
         };
-        let connection = connection?;
         let (outbox, outbound) = mpsc::channel(self.outbox);
         let close = CancellationToken::new();
         let opened = LinkEvent::Opened { link: self.id, outbox, close: close.clone() };

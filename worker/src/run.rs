@@ -1,21 +1,28 @@
 //! Runs one lease through its handler.
 
 use crate::handler::{Handler, HandlerError, Staged};
-use crate::lease::{StageLease, Token, Work, contains, count};
+use crate::lease::{StageLease, Work, contains, count};
 use crate::per_task::panic_text;
-use crate::session::{Job, Outcome};
+use crate::session::{Event, Job, Outcome, Removal};
 use futures::FutureExt as _;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info_span, warn};
 
 /// The handlers of a worker, by name.
-pub(crate) type Handlers = HashMap<String, Arc<dyn Handler>>;
+pub(crate) type Handlers = BTreeMap<String, Arc<dyn Handler>>;
+
+/// How often the handler is asked to remove a lost attempt. The batch's rollback waits for it here, so it
+/// must end; what stays is found by the batch's later sweep.
+const REMOVE_TRIES: u32 = 5;
+/// The pause after the first try; each is three times as long as the one before. Together: 4 s.
+const REMOVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Calls the handler. A panic is an error of the lease, never its success.
-pub(crate) async fn run(handlers: Arc<Handlers>, job: Job, cancel: CancellationToken) -> (Token, Outcome) {
+pub(crate) async fn run(handlers: Arc<Handlers>, job: Job, cancel: CancellationToken) -> Event {
     let token = job.token;
     let span = info_span!("lease", %token, handler = job.handler);
     let call = async {
@@ -43,7 +50,33 @@ pub(crate) async fn run(handlers: Arc<Handlers>, job: Job, cancel: CancellationT
             Outcome::Error(text)
         }
     };
-    (token, outcome)
+    Event::Finished(token, outcome)
+}
+
+/// Removes what a lost attempt staged, in a few tries; `cancel` ends the pauses between them.
+pub(crate) async fn remove(handlers: Arc<Handlers>, removal: Removal, cancel: CancellationToken) -> Event {
+    let Removal { handler, lease } = removal;
+    let token = lease.token;
+    let span = info_span!("lost attempt", batch.id = lease.batch.name, %token, handler);
+    let work = async {
+        let Some(handler) = handlers.get(&handler) else { return };
+        let mut pause = REMOVE_PAUSE;
+        for tries in 1..=REMOVE_TRIES {
+            let error = match AssertUnwindSafe(handler.rollback(&lease)).catch_unwind().await {
+                Ok(Ok(_)) => return debug!("a lost attempt is removed"),
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => panic_text(&*panic),
+            };
+            warn!(error, tries, most = REMOVE_TRIES, "a lost attempt could not be removed");
+            if tries == REMOVE_TRIES || cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none()
+            {
+                return;
+            }
+            pause *= 3;
+        }
+    };
+    work.instrument(span).await;
+    Event::Removed(token)
 }
 
 async fn call(handler: &dyn Handler, job: &Job, cancel: &CancellationToken) -> Result<Outcome, HandlerError> {
@@ -58,7 +91,7 @@ async fn call(handler: &dyn Handler, job: &Job, cancel: &CancellationToken) -> R
 
 /// Checks that the failures are tasks of the lease, each once: what is staged is counted from them.
 fn staged(lease: &StageLease, staged: Staged) -> Result<Outcome, HandlerError> {
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     for failure in &staged.failures {
         if !contains(&lease.runs, failure.sequence) || !seen.insert(failure.sequence) {
             let sequence = failure.sequence;

@@ -6,10 +6,9 @@ use crate::lease::Token;
 use crate::link::{Link, LinkEvent};
 use crate::run::{self, Handlers};
 use crate::session::transport::{Http2, Transport};
-use crate::session::{Command, Event, LinkId, Machine, Now, Outcome, Settings};
-use std::collections::HashMap;
+use crate::session::{Command, Event, LinkId, Machine, Now, Settings};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -23,14 +22,12 @@ const EVENTS: usize = 8;
 /// Frames in an outbox beside one for each lease: heartbeats and PhaseAcks. When an outbox is full the
 /// coordinator hasn't read for long: the stream is ended, and reports are sent again on the next.
 const OUTBOX_SPARE: usize = 256;
-/// How long cancelled leases may take to stop at the end.
-const STOP_WITHIN: Duration = Duration::from_secs(2);
-
 /// A worker: attaches to its coordinators and runs their leases through its handlers.
 pub struct Worker {
     config: Config,
     handlers: Handlers,
     transport: Arc<dyn Transport>,
+    incarnation: String,
     attached: watch::Sender<Option<String>>,
 }
 
@@ -58,7 +55,15 @@ impl Worker {
         transport: Arc<dyn Transport>,
     ) -> Self {
         let handlers = handlers.into_iter().map(|handler| (handler.name().to_owned(), handler)).collect();
-        Self { config, handlers, transport, attached: watch::Sender::new(None) }
+        let incarnation = uuid::Uuid::new_v4().to_string();
+        Self { config, handlers, transport, incarnation, attached: watch::Sender::new(None) }
+    }
+
+    /// Says which life of the worker's id this is, 1 to 128 characters; for simulations. No two lives may
+    /// have the same. Default: a random UUID.
+    #[must_use]
+    pub fn with_incarnation(self, incarnation: String) -> Self {
+        Self { incarnation, ..self }
     }
 
     /// Tells the URL of the coordinator that last took this worker in; none before the first did.
@@ -67,9 +72,12 @@ impl Worker {
     }
 
     /// Works until `shutdown`, then drains: gives back what wasn't started, finishes what runs, and
-    /// waits until the reports are acknowledged, for at most [`Config::drain_timeout`].
+    /// waits until the reports are acknowledged, whoever owns their batches by then, for at most
+    /// [`Config::drain_timeout`]. What still runs after that is cancelled, and what it staged removed, which
+    /// may take 2 s more.
     ///
-    /// A coordinator that can't be reached is no error: it is dialled for ever.
+    /// A coordinator that can't be reached is no error: it is dialled for ever. Other coordinators, of which
+    /// those tell, are dialled as long as they are there.
     ///
     /// # Errors
     /// The configuration is wrong.
@@ -89,65 +97,69 @@ struct Wire {
     close: CancellationToken,
 }
 
+/// A link's task, seen from the worker.
+struct Dialler {
+    url: String,
+    dials: watch::Sender<bool>,
+    stop: CancellationToken,
+}
+
 struct Running {
     config: Config,
     machine: Machine,
     handlers: Arc<Handlers>,
+    transport: Arc<dyn Transport>,
     attached: watch::Sender<Option<String>>,
     start: Instant,
     links: JoinSet<()>,
+    diallers: BTreeMap<LinkId, Dialler>,
     stop_links: CancellationToken,
+    /// The links' tasks get clones of it.
+    sender: mpsc::Sender<LinkEvent>,
     events: mpsc::Receiver<LinkEvent>,
-    wires: HashMap<LinkId, Wire>,
-    leases: JoinSet<(Token, Outcome)>,
-    cancels: HashMap<Token, CancellationToken>,
+    wires: BTreeMap<LinkId, Wire>,
+    /// Leases and the removal of lost attempts.
+    leases: JoinSet<Event>,
+    cancels: BTreeMap<Token, CancellationToken>,
 }
 
 impl Running {
     fn new(worker: Worker) -> Self {
-        let Worker { config, handlers, transport, attached } = worker;
+        let Worker { config, handlers, transport, incarnation, attached } = worker;
         let machine = Machine::new(Settings {
             worker: config.id.clone(),
-            incarnation: uuid::Uuid::new_v4().to_string(),
+            incarnation,
             handlers: handlers.keys().cloned().collect(),
             slots: config.slots,
             prefetch: config.prefetch,
             window_bytes: config.window_bytes,
-            links: config.coordinators.len(),
+            coordinators: config.coordinators.clone(),
             labels: config.labels.clone(),
             drain_timeout: config.drain_timeout,
         });
         let (sender, events) = mpsc::channel(EVENTS);
-        let stop_links = CancellationToken::new();
-        let mut links = JoinSet::new();
-        for (id, url) in config.coordinators.iter().enumerate() {
-            let link = Link {
-                id,
-                url: url.clone(),
-                transport: Arc::clone(&transport),
-                events: sender.clone(),
-                stop: stop_links.clone(),
-                outbox: config.slots + config.prefetch + OUTBOX_SPARE,
-            };
-            links.spawn(link.run(config.clone()));
-        }
         Self {
             config,
             machine,
             handlers: Arc::new(handlers),
+            transport,
             attached,
             start: Instant::now(),
-            links,
-            stop_links,
+            links: JoinSet::new(),
+            diallers: BTreeMap::new(),
+            stop_links: CancellationToken::new(),
+            sender,
             events,
-            wires: HashMap::new(),
+            wires: BTreeMap::new(),
             leases: JoinSet::new(),
-            cancels: HashMap::new(),
+            cancels: BTreeMap::new(),
         }
     }
 
     async fn run(mut self, shutdown: CancellationToken) {
         info!(worker.id = self.config.id, slots = self.config.slots, "worker started");
+        let commands = self.machine.handle(self.now(), Event::Tick);
+        self.carry_out(commands);
         let mut draining = false;
         loop {
             let wake = self.machine.wake_at().map(|at| self.start + at);
@@ -159,9 +171,11 @@ impl Running {
                     Event::Shutdown
                 }
                 Some(ended) = self.leases.join_next(), if !self.leases.is_empty() => match ended {
-                    Ok((token, outcome)) => {
-                        self.cancels.remove(&token);
-                        Event::Finished(token, outcome)
+                    Ok(event) => {
+                        if let Event::Finished(token, _) | Event::Removed(token) = &event {
+                            self.cancels.remove(token);
+                        }
+                        event
                     }
                     // Panics are caught inside, nobody aborts.
                     Err(error) => {
@@ -169,6 +183,12 @@ impl Running {
                         continue;
                     }
                 },
+                Some(ended) = self.links.join_next(), if !self.links.is_empty() => {
+                    if let Err(error) = ended {
+                        warn!(%error, "a link's task was lost");
+                    }
+                    continue;
+                }
                 Some(event) = self.events.recv() => self.link_event(event),
                 () = tokio::time::sleep_until(wake.unwrap_or(self.start)), if wake.is_some() => Event::Tick,
             };
@@ -203,15 +223,26 @@ impl Running {
         let mut exit = false;
         for command in commands {
             match command {
+                Command::Dial { link, url } => self.dial(link, url),
+                Command::Rest(link) => {
+                    if let Some(dialler) = self.diallers.get(&link) {
+                        dialler.dials.send_replace(false);
+                    }
+                }
+                Command::HangUp(link) => {
+                    if let Some(dialler) = self.diallers.remove(&link) {
+                        dialler.stop.cancel();
+                    }
+                }
                 Command::Send(link, frame) => self.send(link, frame),
                 Command::Close(link, why) => {
-                    info!(coordinator = self.config.coordinators[link], why, "stream ended");
+                    info!(coordinator = self.url(link), why, "stream ended");
                     if let Some(wire) = self.wires.remove(&link) {
                         wire.close.cancel();
                     }
                 }
                 Command::Attached(link) => {
-                    self.attached.send_replace(Some(self.config.coordinators[link].clone()));
+                    self.attached.send_replace(Some(self.url(link).to_owned()));
                 }
                 Command::Run(job) => {
                     let cancel = CancellationToken::new();
@@ -223,6 +254,11 @@ impl Running {
                         cancel.cancel();
                     }
                 }
+                Command::Remove(removal) => {
+                    let cancel = CancellationToken::new();
+                    self.cancels.insert(removal.lease.token, cancel.clone());
+                    self.leases.spawn(run::remove(Arc::clone(&self.handlers), *removal, cancel));
+                }
                 Command::Leave(batch) => self.handlers.values().for_each(|handler| handler.leave(&batch)),
                 Command::Exit => exit = true,
             }
@@ -230,11 +266,36 @@ impl Running {
         exit
     }
 
+    fn dial(&mut self, link: LinkId, url: String) {
+        if let Some(dialler) = self.diallers.get(&link) {
+            dialler.dials.send_replace(true);
+            return;
+        }
+        let dials = watch::Sender::new(true);
+        let stop = self.stop_links.child_token();
+        let task = Link {
+            id: link,
+            url: url.clone(),
+            transport: Arc::clone(&self.transport),
+            events: self.sender.clone(),
+            stop: stop.clone(),
+            dials: dials.subscribe(),
+            outbox: self.config.slots + self.config.prefetch + OUTBOX_SPARE,
+        };
+        self.links.spawn(task.run(self.config.clone()));
+        self.diallers.insert(link, Dialler { url, dials, stop });
+    }
+
+    /// A link's URL, for people.
+    fn url(&self, link: LinkId) -> &str {
+        self.diallers.get(&link).map_or("one that is gone", |dialler| &dialler.url)
+    }
+
     /// Never waits: the task that waited for a slow coordinator here would stop serving the others.
     fn send(&mut self, link: LinkId, frame: v1::AttachRequest) {
         let Some(wire) = self.wires.get(&link) else { return };
         if let Err(mpsc::error::TrySendError::Full(_)) = wire.outbox.try_send(frame) {
-            warn!(coordinator = self.config.coordinators[link], "the coordinator doesn't read: stream ended");
+            warn!(coordinator = self.url(link), "the coordinator doesn't read: stream ended");
             wire.close.cancel();
             self.wires.remove(&link);
         }
@@ -245,9 +306,10 @@ impl Running {
         // Ends the streams, after the frames that are still in them.
         self.wires.clear();
         drop(self.events);
+        drop(self.sender);
         while self.links.join_next().await.is_some() {}
-        let stopped = async { while self.leases.join_next().await.is_some() {} };
-        if tokio::time::timeout(STOP_WITHIN, stopped).await.is_err() {
+        // They had their time.
+        if !self.leases.is_empty() {
             warn!(leases = self.leases.len(), "leases didn't stop in time");
             self.leases.shutdown().await;
         }

@@ -2,10 +2,11 @@
 
 use super::state::{LinkId, Now};
 use crate::handler::{Progress, TaskFailure};
-use crate::lease::{Token, Work};
+use crate::lease::{Attempt, RollbackLease, Token, Work};
 use bytes::Bytes;
-use prost::Message as _;
-use tranche_proto::{MAX_FAILURE_MESSAGE_BYTES, MAX_FRAME_BYTES, MAX_RECEIPT_BYTES, v1};
+use std::time::Duration;
+use tranche_guards::Guard;
+use tranche_proto::v1;
 
 /// A lease to run in a slot.
 #[derive(Clone, Debug)]
@@ -18,6 +19,38 @@ pub struct Job {
     pub work: Work,
     /// Where the handler counts; read for heartbeats.
     pub progress: Progress,
+}
+
+/// What a lost attempt may have staged, to be removed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Removal {
+    /// The handler to call.
+    pub handler: String,
+    /// Names this one attempt. Its own token is the attempt's.
+    pub lease: RollbackLease,
+}
+
+impl Removal {
+    /// None: it stages nothing.
+    pub(super) fn of(job: &Job) -> Option<Self> {
+        let Work::Stage(lease) = &job.work else { return None };
+        let attempt = Attempt { token: lease.token, runs: Vec::new(), receipt: Bytes::new() };
+        let lease = RollbackLease {
+            batch: lease.batch.clone(),
+            token: lease.token,
+            range: lease.range,
+            attempts: vec![attempt],
+            attempt: 0,
+        };
+        Some(Self { handler: job.handler.clone(), lease })
+    }
+
+    /// What the handler returned when it had staged.
+    pub(super) fn receipt(&mut self, receipt: Bytes) {
+        for attempt in &mut self.lease.attempts {
+            attempt.receipt = receipt.clone();
+        }
+    }
 }
 
 /// How a lease ended.
@@ -55,7 +88,15 @@ pub(super) enum Stage {
     /// It was cancelled and still holds its slot; nothing of it will be reported.
     Stopping,
     /// It is done; the report isn't acknowledged yet.
-    Reported(Box<v1::Report>),
+    Reported {
+        /// The report.
+        report: Box<v1::Report>,
+        /// When it was last sent, or made.
+        sent: Now,
+    },
+    /// It doesn't count, and what it staged is being removed. It holds its slot until then: so there are
+    /// never more of these than slots and reports, however long a broken disk takes.
+    Removing,
 }
 
 /// A lease that this worker holds.
@@ -63,112 +104,41 @@ pub(super) enum Stage {
 pub(super) struct Held {
     pub(super) batch: String,
     pub(super) phase: i32,
+    /// Whose it is.
     pub(super) link: LinkId,
     /// When it was last known to be ours: granted, or named in a frame that was acknowledged.
     pub(super) alive: Now,
+    /// How long it lives after that.
+    pub(super) ttl: Duration,
     /// The first heartbeat of its link's stream that names it.
     pub(super) counts_from: u64,
     pub(super) progress: Progress,
+    /// What removes it; there from when its handler was first called, if it stages.
+    pub(super) removal: Option<Box<Removal>>,
     pub(super) stage: Stage,
 }
 
 impl Held {
     pub(super) fn takes_slot(&self) -> bool {
-        matches!(self.stage, Stage::Running { .. } | Stage::Stopping)
+        matches!(self.stage, Stage::Running { .. } | Stage::Stopping | Stage::Removing)
     }
 
-    /// Whether it lapses by itself: a report doesn't, the coordinator says whether it still counts.
-    pub(super) fn lapses(&self) -> bool {
+    /// Whether coordinators are told that it is held.
+    pub(super) fn is_ours(&self) -> bool {
+        !matches!(self.stage, Stage::Stopping | Stage::Removing)
+    }
+
+    /// When it lapses by itself. A report doesn't: the coordinator says whether it still counts.
+    pub(super) fn lapses_at(&self) -> Option<Now> {
         match self.stage {
-            Stage::Assembling(_) | Stage::Waiting(_) | Stage::Running { .. } => true,
-            Stage::Stopping | Stage::Reported(_) => false,
+            Stage::Assembling(_) | Stage::Waiting(_) | Stage::Running { .. } => {
+                Guard::LeaseLapses.on().then(|| self.alive + self.ttl)
+            }
+            Stage::Stopping | Stage::Removing | Stage::Reported { .. } => None,
         }
     }
 
     pub(super) fn stages(&self) -> bool {
         self.phase == v1::Phase::Stage as i32
-    }
-}
-
-/// The report of an outcome.
-pub(super) fn report(batch: &str, token: Token, phase: i32, outcome: Outcome, elapsed: Now) -> v1::Report {
-    let mut report = v1::Report {
-        batch: batch.to_owned(),
-        token: Some(token.into()),
-        phase,
-        elapsed: prost_types::Duration::try_from(elapsed).ok(),
-        ..Default::default()
-    };
-    match outcome {
-        Outcome::Staged { receipt, .. } if receipt.len() > MAX_RECEIPT_BYTES => {
-            report.error =
-                format!("the handler's receipt has {} bytes, more than {MAX_RECEIPT_BYTES}", receipt.len());
-        }
-        Outcome::Staged { done, failures, receipt } => {
-            report.done = done.cast_signed();
-            report.receipt = receipt;
-            report.failures = failures.into_iter().map(failure).collect();
-        }
-        Outcome::Done(done) => report.done = done.cast_signed(),
-        Outcome::Swept(residue) => report.residue = residue.cast_signed(),
-        Outcome::Error(error) if error.is_empty() => {
-            "the handler failed and said nothing".clone_into(&mut report.error);
-        }
-        Outcome::Error(error) => report.error = cut(error, MAX_RECEIPT_BYTES),
-    }
-    // The frame's own few bytes are around it.
-    if report.encoded_len() + 64 > MAX_FRAME_BYTES {
-        report.error = format!("{} failures don't fit into one report", report.failures.len());
-        report.failures.clear();
-        report.done = 0;
-    }
-    report
-}
-
-fn failure((failure, key): (TaskFailure, String)) -> v1::TaskFailure {
-    v1::TaskFailure {
-        sequence: failure.sequence.cast_signed(),
-        key,
-        code: failure.code,
-        message: cut(failure.message, MAX_FAILURE_MESSAGE_BYTES),
-    }
-}
-
-fn cut(mut text: String, bytes: usize) -> String {
-    text.truncate(text.floor_char_boundary(bytes));
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn outcome(message: &str, receipt: usize) -> Outcome {
-        let failures = vec![(TaskFailure::new(4, "BAD", message), "k".to_owned())];
-        Outcome::Staged { done: 3, failures, receipt: Bytes::from(vec![0; receipt]) }
-    }
-
-    fn reported(outcome: Outcome) -> v1::Report {
-        report("b", Token { epoch: 1, counter: 1 }, 1, outcome, Now::from_secs(2))
-    }
-
-    #[test]
-    fn long_messages_are_cut_between_characters() {
-        let report = reported(outcome(&"é".repeat(400), 0));
-        assert_eq!(report.failures[0].message, "é".repeat(256));
-        assert_eq!(report.failures[0].key, "k");
-        assert_eq!((report.done, report.error.as_str()), (3, ""));
-    }
-
-    #[test]
-    fn a_receipt_that_is_too_long_is_an_error() {
-        let report = reported(outcome("", MAX_RECEIPT_BYTES + 1));
-        assert!(report.error.contains("receipt"), "{}", report.error);
-        assert_eq!((report.done, report.failures.len(), report.receipt.len()), (0, 0, 0));
-    }
-
-    #[test]
-    fn an_error_is_never_an_empty_string() {
-        assert!(!reported(Outcome::Error(String::new())).error.is_empty());
     }
 }

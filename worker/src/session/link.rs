@@ -1,11 +1,11 @@
-//! What the machine knows of one stream.
+//! What the machine knows of one link.
 
-use super::state::{Now, Settings};
+use super::state::Now;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tranche_proto::v1;
 
-/// Where a stream is.
+/// Where a link's stream is.
 #[derive(Debug)]
 pub(super) enum Phase {
     /// There is none.
@@ -31,19 +31,43 @@ pub(super) struct Attached {
     pub(super) unacked: VecDeque<(u64, Now)>,
     /// The coordinator is leaving: finish what it gave, then close.
     pub(super) draining: bool,
+    /// How many leases it could give now, as it last said.
+    pub(super) backlog: u64,
+    /// The window that it was told last.
+    pub(super) window: Option<v1::Credit>,
+    /// Which coordinators there are, as it last said. At most
+    /// [`MOST_REPLICAS`](super::links::MOST_REPLICAS).
+    pub(super) replicas: Vec<v1::Replica>,
 }
 
-/// One coordinator.
+/// A way to a coordinator.
 #[derive(Debug)]
 pub(super) struct Link {
+    pub(super) url: String,
+    /// It was given at the start, and stays for ever. Else a coordinator told of it.
+    pub(super) configured: bool,
+    /// Who is behind it: from its last Welcome, or from who told of it.
+    pub(super) coordinator: Option<String>,
+    /// Whether it was told to dial.
+    pub(super) dials: bool,
     pub(super) phase: Phase,
     /// How long its leases live. Known from the last Welcome.
     pub(super) ttl: Duration,
 }
 
 impl Link {
-    pub(super) fn new() -> Self {
-        Self { phase: Phase::Down, ttl: DEFAULT_TTL }
+    pub(super) fn configured(url: String) -> Self {
+        let phase = Phase::Down;
+        Self { url, configured: true, coordinator: None, dials: false, phase, ttl: DEFAULT_TTL }
+    }
+
+    pub(super) fn of_replica(replica: v1::Replica) -> Self {
+        let coordinator = Some(replica.coordinator);
+        Self { configured: false, coordinator, ..Self::configured(replica.endpoint) }
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self.phase, Phase::Down)
     }
 
     pub(super) fn attached(&self) -> Option<&Attached> {
@@ -76,12 +100,16 @@ impl Link {
         let interval = duration(welcome.heartbeat_interval).filter(|i| !i.is_zero());
         // Three heartbeats fit into a TTL, so that one may be lost.
         let interval = interval.map_or(self.ttl / 3, |interval| interval.min(self.ttl / 3));
+        self.coordinator = Some(welcome.coordinator.clone()).filter(|id| !id.is_empty());
         self.phase = Phase::Attached(Attached {
             interval,
             next_heartbeat: now + interval,
             number: 1,
             unacked: VecDeque::new(),
             draining: false,
+            backlog: 0,
+            window: None,
+            replicas: Vec::new(),
         });
     }
 }
@@ -90,18 +118,6 @@ impl Link {
 /// still save the leases.
 pub(super) fn silence(ttl: Duration) -> Duration {
     ttl / 2
-}
-
-/// The share of one link in the worker's window.
-pub(super) fn credit(settings: &Settings, link: usize) -> v1::Credit {
-    let links = settings.links.max(1);
-    let total = settings.slots + settings.prefetch;
-    let extra = usize::from(link < total % links);
-    let leases = (total / links + extra).max(1);
-    v1::Credit {
-        leases: i32::try_from(leases).unwrap_or(i32::MAX),
-        bytes: i64::try_from(settings.window_bytes / links as u64).unwrap_or(i64::MAX),
-    }
 }
 
 /// The TTL until a coordinator said its own.

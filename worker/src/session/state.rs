@@ -1,17 +1,19 @@
 //! The session's state machine: events and the time in, commands out.
 
-use super::held::{Held, Job, Outcome, Stage, report};
+use super::batches::Batches;
+use super::held::{Held, Job, Outcome, Removal, Stage};
 use super::link::{Link, Phase};
 use crate::lease::Token;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
-use tracing::{info, warn};
+use tracing::info;
+use tranche_guards::Guard;
 use tranche_proto::v1::attach_request::Frame as Out;
 use tranche_proto::{PROTOCOL_VERSION, v1};
 
 /// Time since the worker started.
 pub type Now = Duration;
-/// A coordinator: its place in the worker's list of URLs.
+/// A way to a coordinator: one URL. Never used twice.
 pub type LinkId = usize;
 
 /// What the machine needs to know of its worker.
@@ -29,8 +31,8 @@ pub struct Settings {
     pub prefetch: usize,
     /// The most payload bytes held at once.
     pub window_bytes: u64,
-    /// How many coordinators there are; the window is split evenly between them.
-    pub links: usize,
+    /// The URLs that it was given. Their links are there for ever, with the ids 0, 1, 2, ...
+    pub coordinators: Vec<String>,
     /// Labels for people.
     pub labels: BTreeMap<String, String>,
     /// How long running leases may go on after a shutdown began.
@@ -48,18 +50,32 @@ pub enum Event {
     Frame(LinkId, v1::AttachResponse),
     /// A lease that was run has ended, by itself or because it was cancelled.
     Finished(Token, Outcome),
+    /// What a lost attempt had staged is removed, or that was given up.
+    Removed(Token),
     /// The worker shall end.
     Shutdown,
-    /// Time passed.
+    /// Time passed. The first event, too: the answer says whom to dial.
     Tick,
 }
 
 /// What to do.
 #[derive(Debug)]
 pub enum Command {
+    /// Dial this URL, again and again when its stream ends, until [`Command::Rest`] or
+    /// [`Command::HangUp`] is said of it.
+    Dial {
+        /// The link, new or one that rested.
+        link: LinkId,
+        /// Where to.
+        url: String,
+    },
+    /// Don't dial until [`Command::Dial`] is said again.
+    Rest(LinkId),
+    /// The link is no more.
+    HangUp(LinkId),
     /// Send a frame.
     Send(LinkId, v1::AttachRequest),
-    /// The stream is of no use any more: end it, and dial again after a pause.
+    /// The stream is of no use any more: end it. The link dials again after a pause.
     Close(LinkId, &'static str),
     /// A coordinator took this worker in.
     Attached(LinkId),
@@ -67,6 +83,8 @@ pub enum Command {
     Run(Box<Job>),
     /// Tell a running lease to stop.
     Cancel(Token),
+    /// Remove what a lost attempt staged; answer with [`Event::Removed`], always.
+    Remove(Box<Removal>),
     /// Forget a batch.
     Leave(String),
     /// All is settled, or the time to drain is over: end. Said once.
@@ -78,17 +96,19 @@ pub enum Command {
 #[derive(Debug)]
 pub struct Machine {
     pub(super) settings: Settings,
-    pub(super) links: Vec<Link>,
+    pub(super) links: BTreeMap<LinkId, Link>,
+    pub(super) next_link: LinkId,
     /// Bounded by the credit.
     pub(super) held: BTreeMap<Token, Held>,
     /// Leases that wait for a slot, the oldest first; may name some that are gone.
     pub(super) queue: VecDeque<Token>,
     /// Who waits to hear that nothing of a batch is being staged here any more.
     pub(super) acks: BTreeMap<String, BTreeSet<LinkId>>,
-    /// Batches that were rolled back: parts of stage grants that were still under way are no grants.
-    pub(super) rolled_back: VecDeque<String>,
+    pub(super) batches: Batches,
     /// When the drain ends, once the worker shuts down.
     pub(super) shutdown: Option<Now>,
+    /// That time is over, what ran is told to stop.
+    pub(super) cancelled: bool,
     pub(super) exited: bool,
     pub(super) commands: Vec<Command>,
 }
@@ -96,15 +116,18 @@ pub struct Machine {
 impl Machine {
     /// A worker that isn't connected.
     pub fn new(settings: Settings) -> Self {
-        let links = (0..settings.links).map(|_| Link::new()).collect();
+        let links: BTreeMap<LinkId, Link> =
+            settings.coordinators.iter().map(|url| Link::configured(url.clone())).enumerate().collect();
         Self {
+            next_link: links.len(),
             settings,
             links,
             held: BTreeMap::new(),
             queue: VecDeque::new(),
             acks: BTreeMap::new(),
-            rolled_back: VecDeque::new(),
+            batches: Batches::default(),
             shutdown: None,
+            cancelled: false,
             exited: false,
             commands: Vec::new(),
         }
@@ -118,24 +141,26 @@ impl Machine {
             Event::Closed(link) => self.down(link),
             Event::Frame(link, frame) => self.frame(now, link, frame.frame),
             Event::Finished(token, outcome) => self.finished(now, token, outcome),
+            Event::Removed(token) => self.removed(token),
             Event::Shutdown => self.shut_down(now),
             Event::Tick => {}
         }
         self.start_waiting(now);
         self.ack_rollbacks();
         self.end_drained_links();
+        self.settle_links();
+        self.send_credits();
         self.exit_if_done(now);
         std::mem::take(&mut self.commands)
     }
 
     /// When something happens by itself: call [`Machine::handle`] with [`Event::Tick`] then.
     pub fn wake_at(&self) -> Option<Now> {
-        let leases = self.held.values().filter(|held| held.lapses());
-        let lapse = leases.map(|held| held.alive + self.links[held.link].ttl).min();
-        let heartbeat = self.links.iter().filter_map(|link| link.attached().map(|a| a.next_heartbeat)).min();
-        let dead = self.links.iter().filter_map(Link::dead_at).min();
-        let drained = self.shutdown.filter(|_| !self.exited);
-        [lapse, heartbeat, dead, drained].into_iter().flatten().min()
+        let lapse = self.held.values().filter_map(Held::lapses_at).min();
+        let heartbeat =
+            self.links.values().filter_map(|link| link.attached().map(|a| a.next_heartbeat)).min();
+        let dead = self.links.values().filter_map(Link::dead_at).min();
+        [lapse, heartbeat, dead, self.drain_wakes_at()].into_iter().flatten().min()
     }
 
     /// Leases that hold a slot now, the cancelled ones that didn't stop yet too.
@@ -144,19 +169,15 @@ impl Machine {
     }
 
     fn pass_time(&mut self, now: Now) {
-        let lapsed: Vec<Token> = self
-            .held
-            .iter()
-            .filter(|(_, held)| held.lapses() && now >= held.alive + self.links[held.link].ttl)
-            .map(|(token, _)| *token)
-            .collect();
+        let lapsed = self.held.iter().filter(|(_, held)| held.lapses_at().is_some_and(|at| now >= at));
+        let lapsed: Vec<Token> = lapsed.map(|(token, _)| *token).collect();
         for token in lapsed {
             self.stop(token, "its time to live is over");
         }
-        for link in 0..self.links.len() {
-            if self.links[link].dead_at().is_some_and(|at| now >= at) {
+        for link in self.link_ids() {
+            if self.links[&link].dead_at().is_some_and(|at| now >= at) {
                 self.close(link, "the coordinator doesn't answer");
-            } else if self.links[link].attached().is_some_and(|a| now >= a.next_heartbeat) {
+            } else if self.attached(link).is_some_and(|a| now >= a.next_heartbeat) {
                 self.heartbeat(now, link);
             }
         }
@@ -164,9 +185,18 @@ impl Machine {
 
     fn opened(&mut self, now: Now, link: LinkId) {
         self.down(link);
-        self.links[link].phase = Phase::Greeting { hello: now };
+        let Some(there) = self.links.get_mut(&link).filter(|link| link.dials) else {
+            // It was told to rest, or to go, just when it got through.
+            return self.commands.push(Command::Close(link, "it isn't needed any more"));
+        };
+        there.phase = Phase::Greeting { hello: now };
+        // Whichever link granted them: the coordinator may own a batch that was another's when its leases
+        // were granted.
         let held = self
-            .of_link(link)
+            .held
+            .iter()
+            .filter(|(_, held)| held.is_ours() && (held.link == link || Guard::HelloNamesAll.on()));
+        let held = held
             .map(|(token, held)| v1::HeldLease { batch: held.batch.clone(), token: Some((*token).into()) });
         let hello = v1::Hello {
             worker: self.settings.worker.clone(),
@@ -181,14 +211,9 @@ impl Machine {
         self.send(link, Out::Hello(hello));
     }
 
-    /// The leases of a link that are still ours.
-    fn of_link(&self, link: LinkId) -> impl Iterator<Item = (&Token, &Held)> {
-        let ours = move |held: &Held| held.link == link && !matches!(held.stage, Stage::Stopping);
-        self.held.iter().filter(move |(_, held)| ours(held))
-    }
-
     fn down(&mut self, link: LinkId) {
-        self.links[link].phase = Phase::Down;
+        let Some(there) = self.links.get_mut(&link) else { return };
+        there.phase = Phase::Down;
         // The missing parts went with the stream.
         self.held.retain(|_, held| held.link != link || !matches!(held.stage, Stage::Assembling(_)));
     }
@@ -203,41 +228,19 @@ impl Machine {
     }
 
     fn heartbeat(&mut self, now: Now, link: LinkId) {
-        let leases = self.of_link(link).map(|(token, held)| v1::LeaseProgress {
+        let leases = self.held.iter().filter(|(_, held)| held.link == link && held.is_ours());
+        let leases = leases.map(|(token, held)| v1::LeaseProgress {
             token: Some((*token).into()),
             done: held.progress.done().cast_signed(),
         });
         let leases = leases.collect();
-        let Some(attached) = self.links[link].attached_mut() else { return };
+        let Some(attached) = self.links.get_mut(&link).and_then(Link::attached_mut) else { return };
         let number = attached.number;
         attached.number += 1;
         attached.next_heartbeat = now + attached.interval;
         attached.unacked.push_back((number, now));
         self.send(link, Out::Heartbeat(v1::Heartbeat { number, leases }));
-    }
-
-    /// Keeps the report of a lease until it is acknowledged, and sends it.
-    pub(super) fn settle(&mut self, token: Token, outcome: Outcome, elapsed: Duration) {
-        let Some(held) = self.held.get_mut(&token) else { return };
-        let report = report(&held.batch, token, held.phase, outcome, elapsed);
-        held.stage = Stage::Reported(Box::new(report.clone()));
-        let link = held.link;
-        if self.links[link].attached().is_some() {
-            self.send(link, Out::Report(report));
-        }
-    }
-
-    fn finished(&mut self, now: Now, token: Token, outcome: Outcome) {
-        match self.held.get(&token).map(|held| &held.stage) {
-            Some(Stage::Running { since }) => {
-                let elapsed = now.saturating_sub(*since);
-                self.settle(token, outcome, elapsed);
-            }
-            Some(Stage::Stopping) => drop(self.held.remove(&token)),
-            Some(Stage::Assembling(_) | Stage::Waiting(_) | Stage::Reported(_)) | None => {
-                warn!(%token, "a lease ended that wasn't running");
-            }
-        }
+        self.send_overdue_reports(now, link);
     }
 
     /// The lease isn't ours any more. A report is kept: the coordinator says whether it counts.
@@ -250,19 +253,21 @@ impl Machine {
                 held.stage = Stage::Stopping;
                 self.commands.push(Command::Cancel(token));
             }
-            Stage::Stopping | Stage::Reported(_) => {}
+            Stage::Stopping | Stage::Removing | Stage::Reported { .. } => {}
         }
     }
 
     fn ack_rollbacks(&mut self) {
         let held = &self.held;
-        let staging =
-            |batch: &str| held.values().any(|held| held.batch == batch && held.stages() && held.takes_slot());
+        let staging = |batch: &str| {
+            Guard::AckWhenStopped.on()
+                && held.values().any(|held| held.batch == batch && held.stages() && held.takes_slot())
+        };
         let done: Vec<_> = self.acks.extract_if(.., |batch, _| !staging(batch)).collect();
         for (batch, links) in done {
             for link in links {
                 // On a new stream Hello has said what is held; the coordinator asks again if it cares.
-                if self.links[link].attached().is_some() {
+                if self.attached(link).is_some() {
                     let phase = v1::Phase::Rollback as i32;
                     self.send(link, Out::PhaseAck(v1::PhaseAck { batch: batch.clone(), phase }));
                 }
@@ -278,54 +283,11 @@ impl Machine {
             if let Stage::Waiting(_) = held.stage {
                 let running = Stage::Running { since: now };
                 if let Stage::Waiting(job) = std::mem::replace(&mut held.stage, running) {
+                    held.removal = Removal::of(&job).map(Box::new);
                     self.commands.push(Command::Run(job));
                     free -= 1;
                 }
             }
         }
-    }
-
-    fn end_drained_links(&mut self) {
-        for link in 0..self.links.len() {
-            let draining = self.links[link].attached().is_some_and(|attached| attached.draining);
-            if draining && !self.held.values().any(|held| held.link == link) {
-                self.close(link, "the coordinator is leaving");
-            }
-        }
-    }
-
-    fn shut_down(&mut self, now: Now) {
-        if self.shutdown.is_some() {
-            return;
-        }
-        self.shutdown = Some(now + self.settings.drain_timeout);
-        for link in 0..self.links.len() {
-            if self.links[link].attached().is_some() {
-                self.send(link, Out::Credit(v1::Credit::default()));
-            }
-        }
-        let unstarted =
-            |_: &Token, held: &mut Held| matches!(held.stage, Stage::Assembling(_) | Stage::Waiting(_));
-        let unstarted: Vec<_> = self.held.extract_if(.., unstarted).collect();
-        for (token, held) in unstarted {
-            if self.links[held.link].attached().is_some() {
-                let release = v1::Release { batch: held.batch, token: Some(token.into()) };
-                self.send(held.link, Out::Release(release));
-            }
-        }
-    }
-
-    fn exit_if_done(&mut self, now: Now) {
-        let Some(deadline) = self.shutdown else { return };
-        if self.exited || !(self.held.is_empty() || now >= deadline) {
-            return;
-        }
-        let running = self.held.iter().filter(|(_, held)| matches!(held.stage, Stage::Running { .. }));
-        let running: Vec<Token> = running.map(|(token, _)| *token).collect();
-        for token in running {
-            self.stop(token, "the time to drain is over");
-        }
-        self.exited = true;
-        self.commands.push(Command::Exit);
     }
 }

@@ -16,11 +16,13 @@ use tranche_proto::v1::{self, AttachRequest, AttachResponse};
 pub const LIMIT: Duration = Duration::from_secs(30);
 
 struct Service {
+    id: String,
     streams: mpsc::Sender<Stream>,
 }
 
 /// One attached worker.
 pub struct Stream {
+    id: String,
     said: Streaming<AttachRequest>,
     say: mpsc::Sender<Result<AttachResponse, Status>>,
 }
@@ -34,12 +36,14 @@ impl WorkerService for Service {
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let (say, answers) = mpsc::channel(64);
-        self.streams.send(Stream { said: request.into_inner(), say }).await.ok();
+        self.streams.send(Stream { id: self.id.clone(), said: request.into_inner(), say }).await.ok();
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 }
 
 pub struct Coordinator {
+    /// As in its Welcome.
+    pub id: String,
     pub address: SocketAddr,
     streams: mpsc::Receiver<Stream>,
     _server: tokio_util::task::AbortOnDropHandle<()>,
@@ -48,13 +52,19 @@ pub struct Coordinator {
 impl Coordinator {
     pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let id = format!("coordinator-{}", listener.local_addr().unwrap().port());
+        Self::start_on(listener, id)
+    }
+
+    /// A way to a coordinator: two with the same id are two addresses of one.
+    pub fn start_on(listener: tokio::net::TcpListener, id: String) -> Self {
         let address = listener.local_addr().unwrap();
         let (sender, streams) = mpsc::channel(8);
         let server = tonic::transport::Server::builder()
-            .add_service(WorkerServiceServer::new(Service { streams: sender }))
+            .add_service(WorkerServiceServer::new(Service { id: id.clone(), streams: sender }))
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         let server = tokio::spawn(async move { server.await.unwrap() });
-        Self { address, streams, _server: tokio_util::task::AbortOnDropHandle::new(server) }
+        Self { id, address, streams, _server: tokio_util::task::AbortOnDropHandle::new(server) }
     }
 
     pub fn url(&self) -> String {
@@ -81,7 +91,7 @@ impl Stream {
     pub async fn welcome(&mut self, ttl: Duration) {
         let duration = |d: Duration| prost_types::Duration::try_from(d).ok();
         let welcome = v1::Welcome {
-            coordinator: "c1".into(),
+            coordinator: self.id.clone(),
             protocol_version: 1,
             lease_ttl: duration(ttl),
             heartbeat_interval: duration(ttl / 3),

@@ -1,0 +1,125 @@
+//! Heartbeats, and what they keep alive.
+
+use super::*;
+
+#[test]
+fn heartbeats_are_numbered_and_name_every_lease_with_its_progress() {
+    let mut sim = Sim::attached(1);
+    sim.grant(1, v1::Phase::Stage);
+    sim.grant(2, v1::Phase::Stage);
+    sim.run[0].progress.add(7);
+    sim.pass(INTERVAL);
+    sim.ack_heartbeat(1);
+    sim.pass(INTERVAL);
+    let beats = sim.take_sent();
+    let Out::Heartbeat(beat) = &beats[1] else { panic!("{beats:?}") };
+    assert_eq!(beat.number, 2);
+    assert_eq!(
+        beat.leases.iter().map(|l| (l.token.unwrap().counter, l.done)).collect::<Vec<_>>(),
+        [(1, 7), (2, 0)]
+    );
+}
+
+#[test]
+fn acknowledged_heartbeats_keep_leases() {
+    let mut sim = Sim::attached(1);
+    sim.grant(1, v1::Phase::Stage);
+    for number in 1..=10 {
+        sim.pass(INTERVAL);
+        sim.ack_heartbeat(number);
+    }
+    assert!(sim.cancelled.is_empty() && sim.closed.is_empty());
+}
+
+#[test]
+fn an_unanswered_heartbeat_ends_the_stream_before_the_lease_lapses() {
+    let mut sim = Sim::attached(2);
+    sim.grant(1, v1::Phase::Stage);
+    sim.pass(INTERVAL);
+    sim.ack_heartbeat(1);
+    // The next heartbeat is never answered: half a TTL later the stream is given up. There is time left to
+    // save the lease on a new one.
+    sim.pass(INTERVAL + TTL / 2 - Duration::from_millis(1));
+    assert!(sim.closed.is_empty());
+    sim.pass(Duration::from_millis(1));
+    assert_eq!((sim.closed.as_slice(), sim.cancelled.len()), ([0].as_slice(), 0));
+    sim.attach(0);
+    sim.pass(INTERVAL);
+    sim.ack_heartbeat(1);
+    sim.pass(INTERVAL);
+    assert!(sim.cancelled.is_empty());
+}
+
+#[test]
+fn a_lease_is_stopped_a_ttl_after_the_last_acknowledged_heartbeat_was_sent() {
+    let mut sim = Sim::attached(1);
+    sim.grant(1, v1::Phase::Stage);
+    sim.grant(2, v1::Phase::Stage);
+    sim.pass(INTERVAL);
+    // The ack comes a second later; what counts is when the heartbeat was sent.
+    sim.pass(Duration::from_secs(1));
+    sim.ack_heartbeat(1);
+    sim.event(Event::Closed(0));
+    sim.pass(TTL - Duration::from_secs(1) - Duration::from_millis(1));
+    assert!(sim.cancelled.is_empty());
+    sim.pass(Duration::from_millis(1));
+    assert_eq!(sim.cancelled, [1]);
+    // The waiting one is gone, the running one keeps its slot until it has stopped; neither reports.
+    sim.finish(1);
+    assert_eq!(sim.running(), [1]);
+    sim.attach(0);
+    let sent = sim.take_sent();
+    assert!(!sent.iter().any(|frame| matches!(frame, Out::Report(_))));
+    let greeting = sent.iter().find(|frame| matches!(frame, Out::Hello(_))).unwrap();
+    assert_eq!(hello(greeting), [0_u64; 0]);
+}
+
+#[test]
+fn a_heartbeat_doesnt_keep_a_lease_that_came_after_it() {
+    let mut sim = Sim::attached(1);
+    sim.pass(INTERVAL);
+    sim.pass(Duration::from_secs(1));
+    sim.grant(1, v1::Phase::Stage);
+    let granted = sim.now;
+    sim.ack_heartbeat(1);
+    sim.event(Event::Closed(0));
+    sim.pass(granted + TTL - sim.now);
+    assert_eq!(sim.cancelled, [1]);
+}
+
+#[test]
+fn a_new_stream_keeps_leases_from_its_hello_on() {
+    let mut sim = Sim::attached(1);
+    sim.grant(1, v1::Phase::Stage);
+    sim.pass(Duration::from_secs(2));
+    sim.event(Event::Closed(0));
+    sim.pass(Duration::from_secs(5));
+    sim.sent.clear();
+    sim.attach(0);
+    assert_eq!(hello(&sim.take_sent()[0]), [1]);
+    let hello_at = sim.now;
+    sim.event(Event::Closed(0));
+    sim.pass(TTL - Duration::from_millis(1));
+    assert!(sim.cancelled.is_empty());
+    sim.pass(hello_at + TTL - sim.now);
+    assert_eq!(sim.cancelled, [1]);
+}
+
+#[test]
+fn another_protocol_version_ends_the_stream() {
+    let mut sim = Sim::new(settings(1, 1, 1));
+    sim.event(Event::Opened(0));
+    sim.frame(0, In::Welcome(v1::Welcome { protocol_version: 2, ..Default::default() }));
+    assert_eq!(sim.closed, [0]);
+    // What the dead stream still brings is nothing.
+    sim.grant(1, v1::Phase::Stage);
+    assert!(sim.run.is_empty());
+}
+
+#[test]
+fn a_coordinator_that_never_says_welcome_is_left() {
+    let mut sim = Sim::new(settings(1, 1, 1));
+    sim.event(Event::Opened(0));
+    sim.pass(Duration::from_secs(10));
+    assert_eq!(sim.closed, [0]);
+}
