@@ -37,6 +37,8 @@ pub struct Batch<'a> {
     pub calls: &'a Calls,
     /// Where it is counted.
     pub journal: &'a Journal,
+    /// No fault is left.
+    pub healed: &'a CancellationToken,
     /// When all must be over.
     pub overdue: &'a CancellationToken,
 }
@@ -232,18 +234,38 @@ impl Batch<'_> {
             } else {
                 self.get(name).await?
             };
-            if before.decision.is_some() && before.decision != batch.decision {
-                return Err(format!("I3: the decision changed from {before:?} to {batch:?}"));
+            if self.contradicts(&before, &batch)? {
+                sleep(POLL).await;
+                continue;
             }
             if wished(&batch) || is_final(&batch) {
                 return Ok(batch);
             }
             if self.overdue.is_cancelled() {
-                return Err(format!("I9: it doesn't go on: {batch:?}"));
+                return Err(format!("I9: it doesn't go on: {}", brief(&batch)));
             }
             before = batch;
             sleep(POLL).await;
         }
+    }
+
+    /// Whether this answer is older than the one before: by a coordinator that is cut off, and doesn't know
+    /// yet that it owns nothing any more.
+    fn contradicts(&self, before: &v1::Batch, now: &v1::Batch) -> Result<bool, Broken> {
+        let decided = before.decision.is_some();
+        if decided && now.decision.is_some() && now.decision != before.decision {
+            return Err(format!("I3: the decision changed from {} to {}", brief(before), brief(now)));
+        }
+        let older = decided && now.decision.is_none() || is_final(before) && now.state() != before.state();
+        if older {
+            let text = format!("an old answer: {}, and then {}", brief(before), brief(now));
+            if self.healed.is_cancelled() {
+                return Err(format!("I3: though nobody is cut off: {text}"));
+            }
+            self.journal.note(&text);
+            self.journal.counts().stale += 1;
+        }
+        Ok(older)
     }
 
     async fn check(&mut self, name: &str, ended: &v1::Batch, told: &Told) -> Result<v1::Batch, Broken> {
@@ -253,14 +275,15 @@ impl Batch<'_> {
         self.check_failures(name, ended.state()).await?;
         let swept = loop {
             let batch = self.get(name).await?;
-            if (batch.state(), &batch.decision) != (ended.state(), &ended.decision) {
-                return Err(format!("I3: it had ended as {ended:?} and is {batch:?}"));
+            if self.contradicts(ended, &batch)? {
+                sleep(POLL).await;
+                continue;
             }
             if batch.swept {
                 break batch;
             }
             if self.overdue.is_cancelled() {
-                return Err(format!("I9: it isn't swept: {batch:?}"));
+                return Err(format!("I9: it isn't swept: {}", brief(&batch)));
             }
             sleep(POLL).await;
         };
@@ -270,7 +293,7 @@ impl Batch<'_> {
     }
 
     fn check_decision(&self, ended: &v1::Batch, told: &Told) -> Result<(), Broken> {
-        let decision = ended.decision.clone().ok_or_else(|| format!("I3: no decision: {ended:?}"))?;
+        let decision = ended.decision.clone().ok_or_else(|| format!("I3: no decision: {}", brief(ended)))?;
         let failing = count(self.files.failing().len());
         let crossed = self.plan.limit.is_some_and(|limit| failing > limit);
         let possible = match (decision.outcome(), decision.reason()) {
@@ -292,10 +315,10 @@ impl Batch<'_> {
             _ => told.too_late,
         };
         if !possible || state != ended.state() {
-            return Err(format!("I3: that can't be: {:?}: {ended:?}", self.plan));
+            return Err(format!("I3: that can't be: {}: {}", self.describe(), brief(ended)));
         }
         if contradiction {
-            return Err(format!("I7: the cancel was answered otherwise ({told:?}): {ended:?}"));
+            return Err(format!("I7: the cancel was answered otherwise ({told:?}): {}", brief(ended)));
         }
         Ok(())
     }
@@ -392,6 +415,14 @@ async fn gone(folder: &Path) -> Result<(), Broken> {
         sleep(POLL).await;
     }
     Ok(())
+}
+
+/// What matters of a batch, on one line.
+pub fn brief(batch: &v1::Batch) -> String {
+    let decision = batch.decision.as_ref().map(|decision| (decision.outcome(), decision.reason()));
+    let (sealed, swept, counters) = (batch.sealed, batch.swept, batch.counters.unwrap_or_default());
+    let trouble = &batch.status_message;
+    format!("{:?} sealed={sealed} swept={swept} {decision:?} {counters:?} {trouble:?}", batch.state())
 }
 
 fn text(error: CallError) -> String {

@@ -45,6 +45,8 @@ pub struct Counts {
     pub histories: u64,
     /// Processes that ended before they served, and were started again.
     pub false_starts: u64,
+    /// Answers of coordinators that were cut off, older than another's before.
+    pub stale: u64,
     /// The longest that a round's batches took to end after the faults had stopped.
     pub longest_settling: Duration,
 }
