@@ -16,6 +16,14 @@ use std::io;
 /// The claims' folder, beside the attempts.
 pub(super) const CLAIMS: &str = "claims";
 
+/// Claims that are about to be removed, with a random end.
+pub(super) const ASIDE: &str = "claims-aside-";
+
+/// Whether an entry of the batch's folder holds claims, not an attempt.
+pub(super) fn is_claims(name: &std::ffi::OsStr) -> bool {
+    name.to_str().is_some_and(|name| name == CLAIMS || name.starts_with(ASIDE))
+}
+
 /// Before the task's number in a claim: an absolute target leads out of the folder, so that a claim is never
 /// followed to another.
 const TASK: &str = "/task/";

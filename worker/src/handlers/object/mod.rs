@@ -105,7 +105,7 @@ impl Inner {
                     self.forget(&lease.batch.name);
                 }
                 if staged == Err(HandlerError::Cancelled) {
-                    remove::abandon(&lease.batch, &target);
+                    remove::abandon_after(&lease.batch, &target);
                 }
                 staged
             }
@@ -116,7 +116,8 @@ impl Inner {
 
     fn places(&self, batch: &BatchInfo, target: &Target) -> Result<Arc<Places>, OpenError> {
         let known = self.places.lock().unwrap_or_else(PoisonError::into_inner).get(&batch.name).cloned();
-        if let Some(places) = known {
+        // The rollback of a batch's last attempt takes its folder along, here or at another worker.
+        if let Some(places) = known.filter(|places| places.is_there()) {
             return Ok(places);
         }
         let places = Arc::new(Places::open(batch, target, &self.roots)?);

@@ -6,7 +6,7 @@ use crate::handler::HandlerError;
 use crate::handlers::params::ParamError;
 use crate::lease::BatchInfo;
 use cap_std::ambient_authority;
-use cap_std::fs::Dir;
+use cap_std::fs::{Dir, MetadataExt as _};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +43,13 @@ impl Places {
             Err(error) => return Err(disk("making the folder", located.staging.display())(error).into()),
         };
         Ok(Self { source, library, batch })
+    }
+}
+
+impl Places {
+    /// Whether the batch's folder is still one; a removed one has no name.
+    pub(super) fn is_there(&self) -> bool {
+        self.batch.dir_metadata().is_ok_and(|meta| meta.nlink() > 0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writes the batch's manifest into the library, the last thing to appear.
 
 use super::attempt;
-use super::claims::CLAIMS;
+use super::claims::is_claims;
 use super::fail::disk;
 use super::index;
 use super::key::RESERVED;
@@ -92,7 +92,7 @@ fn winners(staging: &Dir) -> Result<Vec<(u64, String, Vec<Range>)>, HandlerError
     for entry in staging.entries().map_err(reading())? {
         let entry = entry.map_err(reading())?;
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if name != CLAIMS && entry.file_type().map_err(reading())?.is_dir() {
+        if !is_claims(name.as_ref()) && entry.file_type().map_err(reading())?.is_dir() {
             let dir = entry.open_dir().map_err(disk("opening", &name))?;
             let runs = attempt::read_winners(&dir, &name)?;
             if let Some(first) = runs.first() {

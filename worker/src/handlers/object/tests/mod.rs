@@ -4,6 +4,7 @@ mod checks;
 mod claims;
 mod disk;
 mod end;
+mod lost;
 mod paths;
 mod random;
 mod stage;
