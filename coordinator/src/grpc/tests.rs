@@ -48,7 +48,7 @@ impl Served {
                 .await
                 .expect("started");
         let node = Arc::new(node);
-        let Services { router, health, tasks } = routes(node.clone(), &config, &shutdown);
+        let Services { router, health, tasks, .. } = routes(node.clone(), &config, &shutdown);
         health.set(true).await;
         let ended = shutdown.clone().cancelled_owned();
         let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming(listener), ended));
@@ -357,3 +357,5 @@ async fn both_versions_of_reflection_know_services_and_error_details() {
     drop((client, old, answers));
     served.end().await;
 }
+
+mod replicas;

@@ -263,4 +263,13 @@ fn stored_view(
 type Registry = BTreeMap<BatchKey, Handle>;
 
 #[cfg(test)]
+impl Node {
+    /// Ends the session with the store, as a store that was away too long does.
+    pub(crate) async fn lose_session(&self) {
+        let session = (*self.shared.session.borrow()).expect("there is one");
+        self.shared.store.close_session(session).await.expect("closed");
+    }
+}
+
+#[cfg(test)]
 mod tests;

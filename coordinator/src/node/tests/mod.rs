@@ -82,10 +82,8 @@ impl World {
         appender.finish().await
     }
 
-    /// Ends the node's session with the store, as a store that was away too long does.
     async fn lose_session(&self) {
-        let session = (*self.node.shared.session.borrow()).expect("there is one");
-        self.store.close_session(session).await.expect("closed");
+        self.node.lose_session().await;
     }
 
     async fn until(&self, batch: &BatchKey, what: impl Fn(&View) -> bool) -> View {
