@@ -183,3 +183,124 @@ fn an_owner_that_takes_over_a_batch_to_be_swept_asks_for_a_worker_at_once() {
     let batch = tranche_engine::Batch::new(spec(), tranche_engine::Epoch(9), settings, records, desk.now());
     assert_eq!(batch.appetite(desk.now()), 1);
 }
+
+#[test]
+fn a_new_owner_keeps_what_each_worker_names_and_leases_the_rest_again_at_once() {
+    let mut desk = Desk::of(40);
+    let (a, b, c) = (worker("a"), worker("b"), worker("c"));
+    let (kept_a, lost_a) = (desk.lease(&a), desk.lease(&a));
+    let (lost_b, kept_b) = (desk.lease(&b), desk.lease(&b));
+    desk.take_over();
+    assert_eq!(desk.batch.appetite(desk.now()), 0, "all is out, and may still be held");
+    desk.attach(&a, &[kept_a.token]);
+    assert_eq!(desk.settle(), [Command::Freed { worker: a.clone(), token: lost_a.token }]);
+    let again = desk.lease(&c);
+    assert_eq!((again.run, again.attempt), (lost_a.run, 0));
+    desk.attach(&b, &[kept_b.token]);
+    assert_eq!(desk.settle(), [Command::Freed { worker: b.clone(), token: lost_b.token }]);
+    let again = desk.lease(&c);
+    assert_eq!((again.run, again.attempt), (lost_b.run, 0));
+    assert!(desk.store.records.ranges.values().all(|range| range.losses == 0));
+    assert!(!desk.store.records.state.late_sweep, "nobody was lost");
+    for (worker, grant) in [(&b, &kept_b), (&a, &kept_a)] {
+        desk.report(done(grant));
+        assert_eq!(acks(&desk.settle()), [ReportResult::Durable], "{}", worker.id);
+    }
+    for grant in [&lost_a, &lost_b] {
+        desk.report(done(grant));
+        assert_eq!(acks(&desk.settle()), [ReportResult::Stale]);
+    }
+}
+
+#[test]
+fn a_report_that_comes_to_a_new_owner_before_its_worker_says_what_it_holds_counts() {
+    let mut desk = Desk::of(20);
+    let a = worker("a");
+    let (reported, held) = (desk.lease(&a), desk.lease(&a));
+    desk.take_over();
+    desk.report(done(&reported));
+    assert_eq!(desk.settle(), [ack(&a, reported.token, ReportResult::Durable)]);
+    // It was named when it was still unanswered.
+    desk.attach(&a, &[reported.token, held.token]);
+    let commands = desk.settle();
+    assert_eq!(grants(&commands), []);
+    assert_eq!(desk.store.records.state.staged, 10);
+    desk.report(done(&reported));
+    assert_eq!(desk.settle(), [ack(&a, reported.token, ReportResult::Durable)]);
+    desk.report(done(&held));
+    assert!(acks(&desk.settle()).contains(&ReportResult::Durable));
+    assert_eq!(desk.state(), State::Committing);
+}
+
+#[test]
+fn a_report_and_an_attach_of_the_same_moment_count_in_either_order() {
+    for report_first in [true, false] {
+        let mut desk = Desk::of(20);
+        let a = worker("a");
+        let grant = desk.lease(&a);
+        desk.take_over();
+        desk.wait(Duration::from_millis(5));
+        if report_first {
+            desk.report(done(&grant));
+            desk.attach(&a, &[]);
+        } else {
+            desk.attach(&a, &[grant.token]);
+            desk.report(done(&grant));
+        }
+        assert_eq!(desk.settle(), [ack(&a, grant.token, ReportResult::Durable)]);
+        assert_eq!(desk.store.records.state.staged, 10);
+    }
+}
+
+#[test]
+fn what_a_worker_was_sent_after_it_was_asked_is_not_lost_by_its_answer() {
+    let mut desk = Desk::of(30);
+    let a = worker("a");
+    let old = desk.lease(&a);
+    desk.take_over();
+    let asked = desk.now();
+    desk.wait(Duration::from_millis(5));
+    let new = desk.lease(&a);
+    desk.batch.push(Event::Attached { worker: a.clone(), held: vec![old.token] }, asked);
+    assert_eq!(desk.settle(), []);
+    desk.report(done(&new));
+    assert_eq!(acks(&desk.settle()), [ReportResult::Durable]);
+}
+
+#[test]
+fn a_worker_that_never_answers_a_new_owner_loses_its_leases_after_their_full_time() {
+    let mut desk = Desk::of(20);
+    let a = worker("a");
+    let grant = desk.lease(&a);
+    desk.wait_seconds(9);
+    desk.take_over();
+    desk.wait(crate::support::TTL - Duration::from_millis(1));
+    assert_eq!(desk.settle(), []);
+    desk.wait(Duration::from_millis(1));
+    let revoke = Command::Revoke { worker: a, token: grant.token, reason: "lease expired" };
+    assert_eq!(desk.settle(), [revoke]);
+    assert!(desk.store.records.state.late_sweep);
+}
+
+#[test]
+fn a_lost_lease_that_a_worker_names_is_waited_for_before_its_range_is_rolled_back() {
+    let mut desk = Desk::of(10);
+    let (a, b) = (worker("a"), worker("b"));
+    let lost = desk.lease(&a);
+    desk.attach(&a, &[]);
+    desk.settle();
+    desk.wait_seconds(1);
+    desk.lease(&b);
+    desk.take_over();
+    desk.attach(&a, &[lost.token]);
+    desk.attach(&b, &[]);
+    desk.cancel();
+    desk.settle();
+    assert_eq!(desk.batch.appetite(desk.now()), 0);
+    desk.push(Event::PhaseAck { worker: b.clone() });
+    desk.settle();
+    assert_eq!(desk.batch.appetite(desk.now()), 0, "the other still stages under the lost token");
+    desk.push(Event::PhaseAck { worker: a });
+    desk.settle();
+    assert_eq!(desk.lease(&b).phase, Phase::Rollback);
+}

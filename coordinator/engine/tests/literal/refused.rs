@@ -54,8 +54,8 @@ fn a_write_that_was_applied_unheard_still_sends_its_grants() {
     assert_eq!(desk.store.records.ranges[&1].lease.as_ref().map(|lease| lease.token), Some(grant.token));
 }
 
-#[test]
-fn a_retry_over_several_writes_is_answered_though_its_last_write_is_refused() {
+/// 150 ranges of one task that failed: to put them back takes two writes.
+fn all_failed() -> Desk {
     let mut desk =
         Desk::of_with(Spec { min_range: 1, max_range: 1, commit_mode: CommitMode::Manual, ..spec() }, 150);
     let a = worker("a");
@@ -65,19 +65,33 @@ fn a_retry_over_several_writes_is_answered_though_its_last_write_is_refused() {
         desk.settle();
     }
     assert_eq!(desk.state(), State::Held);
-    let op = desk.retry();
-    desk.step();
-    desk.land();
-    desk.step();
-    assert_eq!(desk.in_flight.as_ref().map(|write| write.ranges.len()), Some(50));
-    desk.reload();
-    let commands = desk.settle();
-    let answered: Vec<_> = commands.iter().filter(|c| matches!(c, Command::Answer { .. })).collect();
-    assert!(
-        matches!(answered[..], [Command::Answer { op: other, answer: Ok(_) }] if *other == op),
-        "{commands:?}"
-    );
-    assert_eq!(desk.store.records.state.failed, 0);
+    desk
+}
+
+#[test]
+fn a_retry_over_several_writes_is_answered_with_all_though_a_write_is_refused() {
+    for (refused, applied) in [(1, false), (1, true), (2, false), (2, true)] {
+        let mut desk = all_failed();
+        let op = desk.retry();
+        desk.step();
+        if refused == 2 {
+            desk.land();
+            desk.step();
+            assert_eq!(desk.in_flight.as_ref().map(|write| write.ranges.len()), Some(50));
+        }
+        if applied {
+            desk.apply_unheard();
+        }
+        desk.reload();
+        let commands = desk.settle();
+        let answers: Vec<_> = commands.into_iter().filter(|c| matches!(c, Command::Answer { .. })).collect();
+        assert_eq!(
+            answers,
+            [Command::Answer { op, answer: Ok(Answer::Retried(150)) }],
+            "{refused} {applied}"
+        );
+        assert_eq!(desk.store.records.state.failed, 0);
+    }
 }
 
 #[test]
@@ -138,6 +152,31 @@ fn the_repeat_of_a_report_is_durable_only_once_the_first_is() {
     assert_eq!(acks(&desk.land()), [ReportResult::Durable, ReportResult::Durable]);
     desk.report(done(&grant));
     assert_eq!(acks(&desk.settle()), [ReportResult::Durable]);
+}
+
+#[test]
+fn the_repeat_of_a_report_of_tasks_that_all_failed_is_durable_too() {
+    let mut desk = Desk::of_with(Spec { commit_mode: CommitMode::Manual, ..spec() }, 10);
+    let a = worker("a");
+    let mut reports = Vec::new();
+    for _ in 0..3 {
+        let grant = desk.lease(&a);
+        reports.push(crate::support::but(&grant, grant.runs.clone()));
+        for _ in 0..2 {
+            desk.report(reports[reports.len() - 1].clone());
+            assert_eq!(acks(&desk.settle()), [ReportResult::Durable]);
+        }
+        desk.retry();
+        desk.settle();
+    }
+    // The newest is kept; the older ones are lost attempts.
+    let range = &desk.store.records.ranges[&1];
+    assert_eq!((range.winners.len(), range.losers.len(), range.staged()), (1, 2, 0));
+    desk.report(reports[0].clone());
+    assert_eq!(acks(&desk.settle()), [ReportResult::Stale]);
+    desk.cancel();
+    desk.settle();
+    assert_eq!(desk.lease(&a).attempts.len(), 3, "a rollback names them all");
 }
 
 #[test]
