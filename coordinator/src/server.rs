@@ -16,6 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::worker_service_server::WorkerServiceServer;
 
+/// How long connections have, with nothing in work on them, to bring over the last words and be closed by their
+/// clients.
+const LINGER: Duration = Duration::from_millis(500);
+
 /// Why a coordinator didn't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -101,30 +105,47 @@ impl Server {
         );
         tokio::pin!(serving);
         let early = tokio::select! {
-            result = &mut serving => Some(result),
+            biased;
             () = shutdown.cancelled() => None,
+            result = &mut serving => Some(result),
         };
         services.health.set(false).await;
-        node.shared().dispatch.drain();
+        // Nothing new is begun, and the other coordinators give this one nothing.
         clients.cancel();
+        node.shared().leave().await;
+        node.shared().dispatch.drain();
         stop.cancel();
         let grace = config.shutdown_grace;
         let ended = tokio::time::timeout(grace, async {
+            // The batches are free for others from here on.
             node.stopped().await;
             // Only now: the drivers' last acknowledgements travel on these streams.
             workers.cancel();
             closed.cancel();
             services.tasks.close();
             services.tasks.wait().await;
-            match early {
-                Some(result) => result,
-                None => (&mut serving).await,
+            if let Some(result) = early {
+                return Some(result);
+            }
+            let idle = async {
+                services.calls.idle().await;
+                tokio::time::sleep(LINGER).await;
+            };
+            tokio::select! {
+                biased;
+                result = &mut serving => Some(result),
+                () = idle => None,
             }
         })
         .await;
         match ended {
-            Ok(Ok(result)) => Ok(result?),
-            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            Ok(Some(Ok(result))) => Ok(result?),
+            Ok(Some(Err(panic))) => std::panic::resume_unwind(panic.into_panic()),
+            Ok(None) => {
+                tracing::info!("connections that their clients keep open are cut");
+                serving.abort();
+                Ok(())
+            }
             Err(_) => {
                 tracing::warn!(?grace, "not all ended within the grace time: cut");
                 serving.abort();

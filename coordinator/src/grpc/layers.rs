@@ -1,16 +1,21 @@
-//! What every call goes through: a span, a limit of how many at once, a time limit.
+//! What every call goes through: a span, a limit of how many at once, a time limit; and the end, when the
+//! process leaves.
 //!
 //! tonic's own `load_shed` and `concurrency_limit` count by connection, and its `timeout` answers CANCELLED;
 //! here the limits are the process's, and what is refused says so with the details that all our errors
 //! carry. Streams count only until they begin to answer; their services limit how many are open.
 
 use super::status;
+use crate::error::Error;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::HeaderValue;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -29,18 +34,28 @@ const MAX_REQUEST_ID: usize = 128;
 /// clients are too many.
 const LIMITED: [&str; 2] = ["/tranche.v1.BatchService/", "/tranche.v1.AdminService/"];
 
+/// What takes nothing new once the process leaves. Health and reflection still answer.
+const OURS: &str = "/tranche.v1.";
+
 /// Wraps the services.
 #[derive(Clone, Debug)]
 pub struct CallLayer {
     free: Arc<Semaphore>,
     most: usize,
     timeout: Duration,
+    shutdown: CancellationToken,
 }
 
 impl CallLayer {
-    /// At most `most` calls at once, each of at most `timeout`.
-    pub(crate) fn new(most: usize, timeout: Duration) -> Self {
-        Self { free: Arc::new(Semaphore::new(most)), most, timeout }
+    /// At most `most` calls at once, each of at most `timeout`; none new after `shutdown`.
+    pub(crate) fn new(most: usize, timeout: Duration, shutdown: CancellationToken) -> Self {
+        Self { free: Arc::new(Semaphore::new(most)), most, timeout, shutdown }
+    }
+
+    /// Waits until no call is in work.
+    pub(crate) async fn idle(&self) {
+        let all = u32::try_from(self.most).unwrap_or(u32::MAX);
+        drop(self.free.acquire_many(all).await);
     }
 }
 
@@ -86,9 +101,12 @@ where
         // The one that was polled ready is the one to call.
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
+        let ours = request.uri().path().starts_with(OURS);
         let work = async move {
             let started = tokio::time::Instant::now();
-            let mut response = if limited {
+            let mut response = if ours && layer.shutdown.is_cancelled() {
+                refusal(Error::ShuttingDown.into())
+            } else if limited {
                 match layer.free.clone().try_acquire_owned() {
                     Err(_) => refusal(status::overloaded("calls", layer.most)),
                     Ok(_permit) => match tokio::time::timeout(layer.timeout, inner.call(request)).await {
@@ -99,12 +117,55 @@ where
             } else {
                 inner.call(request).await?
             };
+            if !ours {
+                response = response.map(|body| Body::new(Ending::new(body, layer.shutdown.clone())));
+            }
             let code = Status::from_header_map(response.headers()).map(|status| status.code());
             tracing::debug!(rpc.code = ?code.unwrap_or(tonic::Code::Ok), elapsed = ?started.elapsed(), "answered");
             response.headers_mut().insert(REQUEST_ID, id);
             Ok(response)
         };
         Box::pin(work.instrument(span))
+    }
+}
+
+/// The body of a stream that would go on for ever, like a watch of the health: ended once the process leaves,
+/// when all that was there by then is said. Our own streams end by themselves.
+struct Ending {
+    body: Body,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    ended: bool,
+}
+
+impl Ending {
+    fn new(body: Body, shutdown: CancellationToken) -> Self {
+        Self { body, shutdown: Box::pin(shutdown.cancelled_owned()), ended: false }
+    }
+}
+
+impl http_body::Body for Ending {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        std::task::ready!(self.shutdown.as_mut().poll(cx));
+        self.ended = true;
+        let mut trailers = http::HeaderMap::new();
+        Status::from(Error::ShuttingDown).add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
     }
 }
 
@@ -130,6 +191,10 @@ mod tests {
 
     const GET: &str = "/tranche.v1.BatchService/GetBatch";
 
+    fn layer(most: usize) -> CallLayer {
+        CallLayer::new(most, Duration::from_secs(3), CancellationToken::new())
+    }
+
     fn request(path: &str) -> Request {
         http::Request::builder().uri(path).body(Body::empty()).expect("a request")
     }
@@ -145,7 +210,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_takes_too_long_is_told_so() {
-        let mut calls = CallLayer::new(1, Duration::from_secs(3)).layer(service_fn(never));
+        let mut calls = layer(1).layer(service_fn(never));
         let response = calls.call(request(GET)).await.expect("answered");
         assert_eq!(reason(&response), (Code::DeadlineExceeded, "REQUEST_TIMEOUT".to_owned()));
         let free = tokio::time::timeout(Duration::from_mins(1), calls.call(request("/other/Stream"))).await;
@@ -154,7 +219,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_call_too_many_is_refused_at_once_and_others_are_not() {
-        let mut calls = CallLayer::new(2, Duration::from_secs(3)).layer(service_fn(never));
+        let mut calls = layer(2).layer(service_fn(never));
         let (one, two) = (tokio::spawn(calls.call(request(GET))), tokio::spawn(calls.call(request(GET))));
         tokio::task::yield_now().await;
         let response = calls.call(request(GET)).await.expect("answered");
@@ -173,10 +238,58 @@ mod tests {
         third.abort();
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn nothing_new_is_begun_while_the_process_leaves_and_what_is_in_work_is_waited_for() {
+        let layer = layer(2);
+        let mut calls = layer.layer(service_fn(never));
+        let working = tokio::spawn(calls.call(request(GET)));
+        tokio::task::yield_now().await;
+        layer.shutdown.cancel();
+        for path in [GET, "/tranche.v1.WorkerService/Attach"] {
+            let response = calls.call(request(path)).await.expect("answered");
+            assert_eq!(reason(&response), (Code::Unavailable, "SHUTTING_DOWN".to_owned()));
+        }
+        let health = tokio::spawn(calls.call(request("/grpc.health.v1.Health/Check")));
+        let idle = tokio::time::timeout(Duration::from_secs(1), layer.idle()).await;
+        assert!(idle.is_err(), "one is in work");
+        assert!(!health.is_finished(), "it was let in");
+        health.abort();
+        let response = working.await.expect("joined").expect("answered");
+        assert_eq!(reason(&response).0, Code::DeadlineExceeded);
+        layer.idle().await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_an_end_is_ended_after_what_it_had_to_say() {
+        let (say, said) = tokio::sync::mpsc::channel::<Result<http_body::Frame<Bytes>, Status>>(2);
+        struct Said(tokio::sync::mpsc::Receiver<Result<http_body::Frame<Bytes>, Status>>);
+        impl http_body::Body for Said {
+            type Data = Bytes;
+            type Error = Status;
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+                self.0.poll_recv(cx)
+            }
+        }
+        let shutdown = CancellationToken::new();
+        let mut body = Box::pin(Ending::new(Body::new(Said(said)), shutdown.clone()));
+        say.send(Ok(http_body::Frame::data(Bytes::from_static(b"not serving")))).await.expect("open");
+        shutdown.cancel();
+        let mut next =
+            async || std::future::poll_fn(|cx| http_body::Body::poll_frame(body.as_mut(), cx)).await;
+        let first = next().await.expect("said").expect("no error");
+        assert_eq!(first.data_ref().expect("data").as_ref(), b"not serving");
+        let last = next().await.expect("told").expect("no error").into_trailers().expect("trailers");
+        assert_eq!(Status::from_header_map(&last).expect("a status").code(), Code::Unavailable);
+        assert!(next().await.is_none());
+    }
+
     #[tokio::test]
     async fn the_request_id_comes_back() {
         let answer = service_fn(|_| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
-        let mut calls = CallLayer::new(1, Duration::from_secs(3)).layer(answer);
+        let mut calls = layer(1).layer(answer);
         let mut sent = async |id: Option<&str>| {
             let mut request = request(GET);
             if let Some(id) = id {

@@ -57,9 +57,12 @@ pub struct Services {
     /// The tasks of open append streams. They end with their streams; close and wait for it after the
     /// router ended.
     pub tasks: TaskTracker,
+    /// The calls in work.
+    pub(crate) calls: layers::CallLayer,
 }
 
-/// The services on this node. Streams end with `SHUTTING_DOWN` once `shutdown` is cancelled.
+/// The services on this node. Streams end with `SHUTTING_DOWN` once `shutdown` is cancelled, and nothing new is
+/// begun.
 ///
 /// # Panics
 /// Never: the descriptors are our own build's.
@@ -92,18 +95,20 @@ pub fn routes_over(
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
+    let (most, timeout) = (config.max_concurrent_requests, config.request_timeout);
+    let calls = layers::CallLayer::new(most, timeout, shutdown.clone());
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_CONNECTION_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .layer(layers::CallLayer::new(config.max_concurrent_requests, config.request_timeout))
+        .layer(calls.clone())
         .add_service(BatchServiceServer::new(batches).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(AdminServiceServer::new(admin::Admin { owners, limit: config.request_timeout }))
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))
         .add_service(descriptors().build_v1().expect("our own descriptors"))
         .add_service(descriptors().build_v1alpha().expect("our own descriptors"));
-    Services { router, health: Health(reporter), tasks }
+    Services { router, health: Health(reporter), tasks, calls }
 }
 
 /// Connections with `TCP_NODELAY`: without it a small call waits some 40 ms for Nagle's algorithm.

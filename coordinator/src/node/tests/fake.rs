@@ -133,7 +133,7 @@ impl RawWorker {
         (Self { url, out, frames, held: Vec::new(), report: None }, Service { shutdown, server })
     }
 
-    async fn next(&mut self) -> Frame {
+    pub(super) async fn next(&mut self) -> Frame {
         loop {
             let frame = match timeout(Duration::from_millis(500), self.frames.message()).await {
                 Ok(Ok(Some(frame))) => frame.frame.expect("known"),
@@ -164,7 +164,30 @@ impl RawWorker {
         }
     }
 
-    async fn send(&self, frame: To) {
+    /// Says at its next word that it holds these leases.
+    pub(super) fn holds(&mut self, held: &[&v1::Grant]) {
+        let lease = |grant: &&v1::Grant| v1::HeldLease { batch: grant.batch.clone(), token: grant.token };
+        self.held = held.iter().map(lease).collect();
+    }
+
+    /// The stream ends; another begins, which names what is held.
+    pub(super) async fn attach_again(&mut self) {
+        (self.out, self.frames) = dial(&self.url, &self.held, self.report.clone()).await;
+    }
+
+    /// The frames that come until a heartbeat that was sent now is answered.
+    pub(super) async fn until_answered(&mut self) -> Vec<Frame> {
+        self.send(To::Heartbeat(v1::Heartbeat { number: 99, leases: Vec::new() })).await;
+        let mut frames = Vec::new();
+        loop {
+            match self.next().await {
+                Frame::Ack(ack) if ack.heartbeat == 99 => return frames,
+                frame => frames.push(frame),
+            }
+        }
+    }
+
+    pub(super) async fn send(&self, frame: To) {
         // A stream that ended is noticed where frames are read.
         let _ = self.out.send(v1::AttachRequest { frame: Some(frame) }).await;
     }
@@ -180,13 +203,7 @@ impl RawWorker {
 
     /// Sends the report, and knows that it was read.
     pub(super) async fn report(&mut self, grant: &v1::Grant) {
-        let report = v1::Report {
-            batch: grant.batch.clone(),
-            token: grant.token,
-            phase: grant.phase,
-            done: i64::try_from(grant.tasks.len()).expect("few"),
-            ..v1::Report::default()
-        };
+        let report = report(grant);
         self.report = Some(report.clone());
         self.send(To::Report(report)).await;
         self.send(To::Heartbeat(v1::Heartbeat { number: 77, leases: Vec::new() })).await;
@@ -203,6 +220,16 @@ impl RawWorker {
                 return;
             }
         }
+    }
+}
+
+pub(super) fn report(grant: &v1::Grant) -> v1::Report {
+    v1::Report {
+        batch: grant.batch.clone(),
+        token: grant.token,
+        phase: grant.phase,
+        done: i64::try_from(grant.tasks.len()).expect("few"),
+        ..v1::Report::default()
     }
 }
 

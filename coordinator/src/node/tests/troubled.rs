@@ -70,6 +70,11 @@ impl Troubled {
         self.decisions.load(Ordering::Relaxed)
     }
 
+    /// How many keys have this prefix.
+    pub(super) async fn listed(&self, prefix: &str) -> usize {
+        self.inner.range(prefix, RangeOptions::default()).await.expect("listed").entries.len()
+    }
+
     async fn pass(&self, call: &str) -> Result<(), StoreError> {
         let trap = {
             let mut traps = self.traps.lock().unwrap();
