@@ -4,7 +4,7 @@ use super::world::WORKERS;
 use crate::support;
 use proptest::prelude::*;
 use std::time::Duration;
-use tranche_engine::{CommitMode, FailureLimit, Spec};
+use tranche_engine::{CommitMode, FailureLimit, Settings, Spec};
 
 /// What happens next. Numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
@@ -40,6 +40,10 @@ pub(crate) enum Action {
     Die {
         worker: usize,
         noticed: bool,
+    },
+    /// The worker's process is paused. It wakes up when the batch has ended, and goes on with what it did.
+    Freeze {
+        worker: usize,
     },
     /// The worker starts again, as a new life.
     Start {
@@ -120,6 +124,7 @@ pub(crate) fn action(calm: u32) -> impl Strategy<Value = Action> {
         2 => (worker.clone(), 0usize..8).prop_map(|(worker, report)| Action::Repeat { worker, report }),
         1 => (worker.clone(), 0usize..8).prop_map(|(worker, lease)| Action::Release { worker, lease }),
         2 => (worker.clone(), any::<bool>()).prop_map(|(worker, noticed)| Action::Die { worker, noticed }),
+        1 => (1..WORKERS).prop_map(|worker| Action::Freeze { worker }),
         2 => worker.clone().prop_map(|worker| Action::Start { worker }),
         1 => worker.clone().prop_map(|worker| Action::Break { worker }),
         2 => worker.prop_map(|worker| Action::Attach { worker }),
@@ -157,4 +162,12 @@ pub(crate) fn a_spec() -> impl Strategy<Value = Spec> {
             max_attempts,
             ..support::spec()
         })
+}
+
+pub(crate) fn tuned() -> impl Strategy<Value = Settings> {
+    (100u64..2000, 1u64..20).prop_map(|(backup_ms, late)| Settings {
+        backup_after: Duration::from_millis(backup_ms),
+        late_sweep_after: Duration::from_secs(late),
+        ..support::settings()
+    })
 }

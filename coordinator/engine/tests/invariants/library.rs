@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use tranche_engine::{Grant, Phase, Runs, Token};
 
+const SWEPT_AT_ONCE: usize = 2;
+
 #[derive(Debug, Default)]
 pub(crate) struct Library {
     pub(crate) staged: BTreeMap<Token, Runs>,
@@ -26,11 +28,17 @@ impl Library {
             Phase::Commit => {
                 for attempt in &grant.attempts {
                     let staged = self.staged.get(&attempt.token).cloned().unwrap_or_default();
-                    if !staged.union(&self.visible).contains_all(&attempt.runs) {
+                    // Without runs: whatever was staged under the token.
+                    let runs = if attempt.runs.is_empty() { &staged } else { &attempt.runs };
+                    if !staged.union(&self.visible).contains_all(runs) {
                         return Err(format!("I4: data of {} is gone before its commit", attempt.token));
                     }
-                    self.visible = self.visible.union(&attempt.runs);
-                    let left = staged.minus(&attempt.runs);
+                    let left = staged.minus(runs);
+                    let now = staged.minus(&left);
+                    if now.minus(&self.visible) != now {
+                        return Err(format!("I4: tasks of {} are visible before its commit", attempt.token));
+                    }
+                    self.visible = self.visible.union(runs);
                     if left.is_empty() {
                         self.staged.remove(&attempt.token);
                     } else {
@@ -39,6 +47,11 @@ impl Library {
                 }
             }
             Phase::Rollback => {
+                let named = |token: &Token| grant.attempts.iter().any(|attempt| attempt.token == *token);
+                let mut of_range = self.staged.iter().filter(|(_, runs)| !runs.within(grant.run).is_empty());
+                if let Some((token, _)) = of_range.find(|(token, _)| !named(token)) {
+                    return Err(format!("I4: the rollback of {:?} doesn't name {token}", grant.run));
+                }
                 for attempt in &grant.attempts {
                     self.staged.remove(&attempt.token);
                 }
@@ -50,9 +63,10 @@ impl Library {
                 self.published = true;
             }
             Phase::Sweep => {
-                let found = self.staged.len() as u64;
-                self.staged.clear();
-                return Ok(found);
+                // It doesn't see all at once.
+                let found: Vec<Token> = self.staged.keys().copied().take(SWEPT_AT_ONCE).collect();
+                self.staged.retain(|token, _| !found.contains(token));
+                return Ok(found.len() as u64);
             }
         }
         Ok(0)

@@ -7,28 +7,46 @@ mod support;
 mod action;
 mod checks;
 mod library;
+#[cfg(feature = "planted")]
+mod planted;
 mod world;
 
-use action::{a_spec, action};
+use action::{a_spec, action, tuned};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::cell::Cell;
 use std::time::{SystemTime, UNIX_EPOCH};
-use world::World;
+use world::{Seen, World};
 
-fn run(cases: u32, length: std::ops::Range<usize>, calm: u32, poisoned: bool) {
+fn run(cases: u32, length: std::ops::Range<usize>, calm: u32, poisoned: bool) -> Seen {
+    match lives(cases, length, calm, poisoned, 20_000) {
+        Ok(seen) => seen,
+        Err(text) => panic!("{text}"),
+    }
+}
+
+/// What the lives saw; or how the first one that broke a rule did.
+fn lives(
+    cases: u32,
+    length: std::ops::Range<usize>,
+    calm: u32,
+    poisoned: bool,
+    shrinks: u32,
+) -> Result<Seen, String> {
     // Another seed each time; `TRANCHE_SEED` repeats one.
     let seed = std::env::var("TRANCHE_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
     });
     let bytes: Vec<u8> = seed.to_le_bytes().repeat(4);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: shrinks, ..Config::default() };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let poison = if poisoned { (1u64..60).prop_map(Some).boxed() } else { Just(None).boxed() };
-    let input = (a_spec(), poison, prop::collection::vec(action(calm), length));
-    let verdict = runner.run(&input, |(spec, poison, actions)| {
-        let mut world = World::new(spec, poison);
+    let input = (a_spec(), tuned(), poison, prop::collection::vec(action(calm), length));
+    let seen = Cell::new(Seen::default());
+    let verdict = runner.run(&input, |(spec, settings, poison, actions)| {
+        let mut world = World::new(spec, settings, poison);
         if calm > 1 {
             // Without this most lives would end before there is much to lose.
             world.begin_with(120).map_err(TestCaseError::fail)?;
@@ -36,11 +54,11 @@ fn run(cases: u32, length: std::ops::Range<usize>, calm: u32, poisoned: bool) {
         for action in &actions {
             world.act(action).map_err(TestCaseError::fail)?;
         }
-        world.live().map_err(TestCaseError::fail)
+        let ended = world.live().map_err(TestCaseError::fail);
+        seen.set(seen.get() + world.seen);
+        ended
     });
-    if let Err(failure) = verdict {
-        panic!("TRANCHE_SEED={seed}: {failure}");
-    }
+    verdict.map(|()| seen.get()).map_err(|failure| format!("TRANCHE_SEED={seed}: {failure}"))
 }
 
 #[test]
@@ -60,5 +78,6 @@ fn the_rules_hold_in_short_lives() {
 
 #[test]
 fn the_rules_hold_in_long_lives_with_few_faults() {
-    run(250, 150..400, 5, false);
+    let seen = run(250, 150..400, 5, false);
+    assert!(seen.backups > 0 && seen.late_sweeps > 0, "they are no test of either: {seen:?}");
 }

@@ -9,10 +9,27 @@ use crate::support::TTL;
 use crate::support::desk::Desk;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
-use tranche_engine::{Command, Event, Grant, OpId, Outcome, Phase, Report, Spec, State, Token, WorkerKey};
+use tranche_engine::{
+    Command, Event, Grant, OpId, Outcome, Phase, Report, Runs, Settings, Spec, State, Token, WorkerKey,
+};
 
 pub(crate) const WORKERS: usize = 4;
 pub(crate) const SLOTS: usize = 3;
+
+/// How often it came to what is rare.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) backups: u32,
+    pub(crate) late_sweeps: u32,
+}
+
+impl std::ops::Add for Seen {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { backups: self.backups + other.backups, late_sweeps: self.late_sweeps + other.late_sweeps }
+    }
+}
 
 #[derive(Debug)]
 struct Held {
@@ -31,6 +48,8 @@ struct Worker {
     leases: BTreeMap<Token, Held>,
     old: Vec<Report>,
     asked: usize,
+    /// What a paused process goes on to stage when it wakes up.
+    frozen: Vec<(Token, Runs)>,
     /// The death of an earlier life that the owner wasn't told of.
     unnoticed: Vec<WorkerKey>,
 }
@@ -42,15 +61,17 @@ pub(crate) struct World {
     queue: VecDeque<WorkerKey>,
     poison: Option<u64>,
     heard_decision: bool,
+    /// The highest number that the client ever sent.
     appended: u64,
+    pub(crate) seen: Seen,
     ops: BTreeSet<OpId>,
     pub(crate) returned_in_vain: u32,
     pub(crate) broken: Option<String>,
 }
 
 impl World {
-    pub(crate) fn new(spec: Spec, poison: Option<u64>) -> Self {
-        let desk = Desk::with(spec);
+    pub(crate) fn new(spec: Spec, settings: Settings, poison: Option<u64>) -> Self {
+        let desk = Desk::tuned(spec, settings);
         let at = desk.at;
         let workers = (0..WORKERS)
             .map(|index| Worker {
@@ -62,6 +83,7 @@ impl World {
                 leases: BTreeMap::new(),
                 old: Vec::new(),
                 asked: 0,
+                frozen: Vec::new(),
                 unnoticed: Vec::new(),
             })
             .collect();
@@ -73,6 +95,7 @@ impl World {
             poison,
             heard_decision: false,
             appended: 0,
+            seen: Seen::default(),
             ops: BTreeSet::new(),
             returned_in_vain: 0,
             broken: None,
@@ -117,6 +140,7 @@ impl World {
             Action::Repeat { worker, report } => self.repeat(*worker, *report),
             Action::Release { worker, lease } => self.release(*worker, *lease),
             Action::Die { worker, noticed } => self.die(*worker, *noticed),
+            Action::Freeze { worker } => self.freeze(*worker),
             Action::Start { worker } => self.start(*worker),
             Action::Break { worker } => self.workers[*worker].attached = false,
             Action::Attach { worker } => self.attach(*worker),
@@ -157,6 +181,7 @@ impl World {
             Action::Pass { ms, heartbeats } => self.pass(*ms, *heartbeats),
         }
         self.bounded();
+        self.thaw();
         self.verdict()
     }
 
@@ -169,7 +194,7 @@ impl World {
         };
         let op = self.desk.append(first, first + tasks - 1);
         self.ops.insert(op);
-        self.appended += 1;
+        self.appended = self.appended.max(first + tasks - 1);
     }
 
     fn ask(&mut self, index: usize) {
@@ -245,6 +270,8 @@ impl World {
             let attached = std::mem::replace(&mut worker.attached, false);
             if attached && !silent {
                 self.attach(index);
+            } else {
+                self.forgotten(index);
             }
         }
     }

@@ -29,8 +29,11 @@ impl World {
         self.ops.insert(op);
         for round in 0..1500 {
             self.pass(100, true);
+            self.thaw();
             for index in 0..self.workers.len() {
-                self.start(index);
+                if self.workers[index].frozen.is_empty() {
+                    self.start(index);
+                }
                 self.attach(index);
                 for _ in 0..SLOTS {
                     self.ask(index);
@@ -100,6 +103,9 @@ impl World {
     fn at_the_end(&mut self) -> Result<(), String> {
         let records = &self.desk.store.records;
         let state = &records.state;
+        if state.total > self.appended {
+            return Err(format!("I8: {} tasks of {} that were appended", state.total, self.appended));
+        }
         if !self.library.staged.is_empty() {
             return Err(format!("I4: staged data is left: {:?}", self.library.staged));
         }

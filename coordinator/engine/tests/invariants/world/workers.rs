@@ -111,10 +111,62 @@ impl World {
         }
     }
 
+    /// Nobody is told, and it neither stops by itself nor hears that it should.
+    pub(super) fn freeze(&mut self, index: usize) {
+        let worker = &mut self.workers[index];
+        if !worker.alive {
+            return;
+        }
+        (worker.alive, worker.attached, worker.asked) = (false, false, 0);
+        for (token, held) in std::mem::take(&mut worker.leases) {
+            if held.grant.phase == Phase::Stage && held.report.is_none() {
+                worker.frozen.push((token, a_part(&held.grant)));
+            }
+        }
+        let key = worker.key.clone();
+        worker.unnoticed.push(key.clone());
+        self.queue.retain(|other| *other != key);
+    }
+
+    /// The batch has ended: paused processes wake up, and are killed before they hear anything.
+    pub(super) fn thaw(&mut self) {
+        if self.desk.state().is_final() {
+            for worker in &mut self.workers {
+                for (token, runs) in worker.frozen.drain(..) {
+                    self.library.stage(token, &runs);
+                }
+            }
+        }
+    }
+
+    /// A new owner doesn't know which workers were told to stop. What such a worker leaves it removes
+    /// itself, which isn't modelled here: it has stopped already.
+    pub(super) fn forgotten(&mut self, index: usize) {
+        let records = &self.desk.store.records;
+        let known = |token: &Token| {
+            let leases = records.ranges.values().flat_map(|range| range.lease.iter().chain(&range.backup));
+            records.state.late_sweep || leases.into_iter().any(|lease| lease.token == *token)
+        };
+        let worker = &mut self.workers[index];
+        for (token, runs) in worker.frozen.extract_if(.., |(token, _)| !known(token)) {
+            self.library.stage(token, &runs);
+        }
+        let stopped = |token: &Token, held: &mut Held| {
+            held.grant.phase == Phase::Stage && held.report.is_none() && !known(token)
+        };
+        for (token, held) in worker.leases.extract_if(.., stopped) {
+            self.library.stage(token, &a_part(&held.grant));
+        }
+    }
+
     pub(super) fn start(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         if worker.alive {
             return;
+        }
+        // The paused process is killed.
+        for (token, runs) in worker.frozen.drain(..) {
+            self.library.stage(token, &runs);
         }
         worker.lives += 1;
         worker.key = WorkerKey::new(worker.key.id.clone(), worker.lives.to_string());
@@ -141,6 +193,12 @@ impl World {
     }
 
     pub(super) fn hand_out(&mut self, grant: Grant) {
+        let records = &self.desk.store.records;
+        let range = records.ranges.get(&grant.run.first);
+        let backup = range.and_then(|range| range.backup.as_ref());
+        self.seen.backups += u32::from(backup.is_some_and(|backup| backup.token == grant.token));
+        let late = records.state.state.is_final() && records.state.late_sweep;
+        self.seen.late_sweeps += u32::from(late);
         if grant.phase == Phase::Rollback {
             let at_work = self.workers.iter().find(|worker| {
                 worker.leases.values().any(|held| {
