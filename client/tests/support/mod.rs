@@ -309,6 +309,22 @@ pub(crate) async fn serve(world: World) -> (Arc<Mutex<World>>, SocketAddr) {
     (world, address)
 }
 
+/// A coordinator that can be killed: forwards to `to` until it is aborted, with all its connections.
+pub(crate) async fn mortal(to: SocketAddr) -> (SocketAddr, tokio::task::AbortHandle) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let life = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let Ok(mut server) = TcpStream::connect(to).await else { return };
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (address, life.abort_handle())
+}
+
 /// Forwards to `to`, and cuts each connection after a random number of bytes.
 pub(crate) async fn cutting_proxy(to: SocketAddr, mut chance: Chance, most_bytes: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
