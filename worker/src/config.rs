@@ -6,7 +6,8 @@ use std::time::Duration;
 /// A worker's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The coordinators' URLs, `http://host:port`; the worker keeps a stream to each. At least one.
+    /// URLs of coordinators, `http://host:port`, at least one. The worker keeps a stream to each, and to the
+    /// other coordinators of which they tell it.
     pub coordinators: Vec<String>,
     /// The worker's id, 1 to 128 bytes; no other worker of the cluster may have it. Default: the
     /// host's name and some random digits.

@@ -21,7 +21,8 @@ pub trait Handler: Send + Sync + 'static {
     /// A task counts as staged only when its data is durable: make all of it durable before
     /// returning. When `cancel` fires the batch is being rolled back or the lease is lost: stop soon,
     /// and return only when nothing is being written any more, because the worker then tells the
-    /// coordinator so. What the call returns after that is ignored.
+    /// coordinator so. What the call returns after that isn't reported, and [`Handler::rollback`] is called
+    /// for it.
     ///
     /// # Errors
     /// The lease failed as a whole; it is given to another worker after a pause. A single task that
@@ -39,11 +40,17 @@ pub trait Handler: Send + Sync + 'static {
     /// It is called again after a pause, for ever.
     async fn commit(&self, lease: &CommitLease) -> Result<u64, HandlerError>;
 
-    /// Removes what any attempt staged, the attempts that never reported too; returns how many tasks
-    /// of the range have nothing staged any more (all of them, also when called again). Idempotent.
+    /// Removes what the lease's attempts staged, those that never reported too, and nothing else: another
+    /// attempt at the same tasks may be the one that counts. Returns how many tasks of the range have
+    /// nothing staged any more by these attempts (all of them, also when called again). Idempotent.
+    ///
+    /// It is called in two cases. A batch that is rolled back leases it range by range, with all attempts that
+    /// there ever were. And a worker calls it for a staging lease of its own that doesn't count, with that
+    /// one attempt, once its `stage` has returned: the batch may be importing, committing, or have ended and
+    /// been swept long ago. So it makes nothing that isn't there, and leaves what was committed alone.
     ///
     /// # Errors
-    /// It is called again after a pause, for ever.
+    /// It is called again after a pause: for ever in the first case, a few times in the second.
     async fn rollback(&self, lease: &RollbackLease) -> Result<u64, HandlerError>;
 
     /// Finishes a batch all of whose ranges are committed, in one step. Idempotent.

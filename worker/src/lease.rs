@@ -165,11 +165,12 @@ impl CommitLease {
 pub struct RollbackLease {
     /// The batch.
     pub batch: BatchInfo,
-    /// This lease's own token (nothing was staged under it).
+    /// This lease's own token: nothing was staged under it. When a worker removes a lost attempt of its own,
+    /// that attempt's token.
     pub token: Token,
     /// The range.
     pub range: Range,
-    /// Every attempt that there ever was, the ones that never reported too.
+    /// Every attempt that there ever was, the ones that never reported too; or the one that was lost.
     pub attempts: Vec<Attempt>,
     /// How often this range was leased before in this phase.
     pub attempt: u32,

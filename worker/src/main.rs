@@ -76,6 +76,7 @@ async fn run(settings: Settings) -> ExitCode {
         std::future::pending::<()>().await;
     };
     tokio::select! {
+        biased;
         result = worker.run(shutdown.clone()) => match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error @ (WorkerError::Config(_) | WorkerError::NoHandler)) => {
@@ -111,6 +112,7 @@ impl Signals {
 
     async fn next(&mut self) {
         tokio::select! {
+            biased;
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }

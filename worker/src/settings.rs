@@ -41,7 +41,8 @@ struct Flags {
     /// Configuration file (TOML, the same names as the flags, with `_`, lists in the plural).
     #[arg(long, env = "TRANCHE_WORKER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A coordinator's URL; may be given several times [default: http://127.0.0.1:7070].
+    /// A coordinator's URL; may be given several times. One that can be reached is enough: it tells of the
+    /// others [default: http://127.0.0.1:7070].
     #[arg(long, env = "TRANCHE_WORKER_COORDINATOR", value_name = "URL", value_delimiter = ',')]
     coordinator: Option<Vec<String>>,
     /// This worker's id; no other may have it [default: host name and random digits].

@@ -2,123 +2,17 @@
 
 mod common;
 
-use async_trait::async_trait;
-use bytes::Bytes;
+use common::running::{Running, TTL, config};
 use common::{Coordinator, LIMIT, stage, token};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tranche_proto::v1;
 use tranche_proto::v1::attach_request::Frame as Said;
 use tranche_proto::v1::attach_response::Frame as Say;
 use tranche_worker::handlers::Noop;
-use tranche_worker::{
-    CommitLease, Config, Handler, HandlerError, Progress, RollbackLease, StageLease, Staged, TaskFailure,
-    Worker, WorkerError,
-};
-
-/// Long enough that no test depends on it.
-const TTL: Duration = Duration::from_mins(1);
-
-/// Holds its leases until the test lets them go; stops slowly when cancelled.
-struct Held {
-    started: Semaphore,
-    go: Semaphore,
-    cancelled: Notify,
-    stop: Semaphore,
-    stopped: AtomicBool,
-}
-
-impl Held {
-    fn new() -> Arc<Self> {
-        let none = || Semaphore::new(0);
-        let stopped = AtomicBool::new(false);
-        Arc::new(Self { started: none(), go: none(), cancelled: Notify::new(), stop: none(), stopped })
-    }
-
-    async fn started(&self) {
-        tokio::time::timeout(LIMIT, self.started.acquire()).await.expect("a lease starts").unwrap().forget();
-    }
-}
-
-#[async_trait]
-impl Handler for Held {
-    fn name(&self) -> &'static str {
-        "held"
-    }
-
-    async fn stage(
-        &self,
-        lease: &StageLease,
-        cancel: &CancellationToken,
-        progress: &Progress,
-    ) -> Result<Staged, HandlerError> {
-        match lease.tasks[0].key.as_str() {
-            "panic" => panic!("the cat is on the keyboard"),
-            "wrong" => {
-                return Ok(Staged { failures: vec![TaskFailure::new(99, "X", "")], ..Default::default() });
-            }
-            _ => {}
-        }
-        progress.add(1);
-        self.started.add_permits(1);
-        tokio::select! {
-            permit = self.go.acquire() => permit.unwrap().forget(),
-            () = cancel.cancelled() => {
-                self.cancelled.notify_one();
-                self.stop.acquire().await.unwrap().forget();
-                self.stopped.store(true, Ordering::SeqCst);
-                return Err(HandlerError::Cancelled);
-            }
-        }
-        Ok(Staged { failures: vec![TaskFailure::new(2, "BAD", "is bad")], receipt: Bytes::from_static(b"r") })
-    }
-
-    async fn commit(&self, lease: &CommitLease) -> Result<u64, HandlerError> {
-        if lease.attempt > 0 { Ok(7) } else { Err(HandlerError::Retryable("not yet".into())) }
-    }
-
-    async fn rollback(&self, lease: &RollbackLease) -> Result<u64, HandlerError> {
-        Ok(lease.range.len())
-    }
-
-    async fn sweep(&self, _: &tranche_worker::BatchInfo) -> Result<u64, HandlerError> {
-        Ok(3)
-    }
-}
-
-struct Running {
-    held: Arc<Held>,
-    shutdown: CancellationToken,
-    worker: JoinHandle<Result<(), WorkerError>>,
-}
-
-impl Running {
-    fn start(config: Config) -> Self {
-        let held = Held::new();
-        let shutdown = CancellationToken::new();
-        let handlers: Vec<Arc<dyn Handler>> = vec![held.clone(), Arc::new(Noop::new())];
-        let worker = tokio::spawn(Worker::new(config, handlers).run(shutdown.clone()));
-        Self { held, shutdown, worker }
-    }
-
-    async fn ended(self) {
-        tokio::time::timeout(LIMIT, self.worker).await.expect("the worker ends").unwrap().unwrap();
-    }
-}
-
-fn config(coordinators: &[&Coordinator], slots: usize) -> Config {
-    Config {
-        slots,
-        id: "w1".into(),
-        reconnect_min: Duration::from_millis(5),
-        reconnect_max: Duration::from_millis(50),
-        ..Config::new(coordinators.iter().map(|coordinator| coordinator.url()))
-    }
-}
+use tranche_worker::{Config, Worker, WorkerError};
 
 #[tokio::test]
 async fn says_hello_and_opens_its_window() {

@@ -56,8 +56,7 @@ impl Machine {
     /// Tells each coordinator its window if that isn't what it was told last.
     pub(super) fn send_credits(&mut self) {
         let shutdown = self.shutdown.is_some();
-        let gives =
-            |link: &Link| link.attached().filter(|attached| !shutdown && !attached.draining).is_some();
+        let gives = |link: &Link| link.attached().is_some_and(|attached| !shutdown && !attached.draining);
         let givers: Vec<LinkId> =
             self.links.iter().filter(|(_, link)| gives(link)).map(|(id, _)| *id).collect();
         let held = |id| self.held.values().filter(|held| held.link == id).count() as u64;

@@ -1,6 +1,8 @@
 //! A coordinator that says what a test tells it to, over real loopback TCP.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod running;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -131,12 +133,32 @@ impl Stream {
         self.find(|frame| if let Said::Report(report) = frame { Some(report) } else { None }).await
     }
 
+    /// Says that this coordinator owns the batch; the counters of the leases that the worker holds of it.
+    pub async fn own(&mut self, batch: &str, epoch: u64) -> Vec<u64> {
+        self.say(Say::Owner(v1::Owner { batch: batch.into(), epoch })).await;
+        let holding =
+            self.find(|frame| if let Said::Holding(holding) = frame { Some(holding) } else { None }).await;
+        assert_eq!((holding.batch.as_str(), holding.epoch), (batch, epoch));
+        holding.tokens.iter().map(|token| token.counter).collect()
+    }
+
+    pub async fn replicas(&mut self, coordinators: &[&Coordinator]) {
+        let replica = |c: &&Coordinator| v1::Replica { coordinator: c.id.clone(), endpoint: c.url() };
+        let replicas = coordinators.iter().map(replica).collect();
+        self.say(Say::Replicas(v1::Replicas { replicas })).await;
+    }
+
     pub async fn heartbeat(&mut self) -> v1::Heartbeat {
         self.find(|frame| if let Said::Heartbeat(beat) = frame { Some(beat) } else { None }).await
     }
 
     pub async fn ack(&mut self, counter: u64) {
-        let result = v1::report_ack::Result::Durable as i32;
+        self.answer(counter, v1::report_ack::Result::Durable).await;
+    }
+
+    /// Settles a report.
+    pub async fn answer(&mut self, counter: u64, result: v1::report_ack::Result) {
+        let result = result as i32;
         let report = v1::ReportAck { token: Some(token(counter)), result, message: String::new() };
         self.say(Say::Ack(v1::Ack { heartbeat: 0, reports: vec![report], backlog: 0 })).await;
     }

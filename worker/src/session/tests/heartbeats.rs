@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn heartbeats_are_numbered_and_name_every_lease_with_its_progress() {
+pub(super) fn heartbeats_are_numbered_and_name_every_lease_with_its_progress() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     sim.grant(2, v1::Phase::Stage);
@@ -21,7 +21,7 @@ fn heartbeats_are_numbered_and_name_every_lease_with_its_progress() {
 }
 
 #[test]
-fn acknowledged_heartbeats_keep_leases() {
+pub(super) fn acknowledged_heartbeats_keep_leases() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     for number in 1..=10 {
@@ -32,7 +32,7 @@ fn acknowledged_heartbeats_keep_leases() {
 }
 
 #[test]
-fn an_unanswered_heartbeat_ends_the_stream_before_the_lease_lapses() {
+pub(super) fn an_unanswered_heartbeat_ends_the_stream_before_the_lease_lapses() {
     let mut sim = Sim::attached(2);
     sim.grant(1, v1::Phase::Stage);
     sim.pass(INTERVAL);
@@ -51,7 +51,7 @@ fn an_unanswered_heartbeat_ends_the_stream_before_the_lease_lapses() {
 }
 
 #[test]
-fn a_lease_is_stopped_a_ttl_after_the_last_acknowledged_heartbeat_was_sent() {
+pub(super) fn a_lease_is_stopped_a_ttl_after_the_last_acknowledged_heartbeat_was_sent() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     sim.grant(2, v1::Phase::Stage);
@@ -75,7 +75,7 @@ fn a_lease_is_stopped_a_ttl_after_the_last_acknowledged_heartbeat_was_sent() {
 }
 
 #[test]
-fn a_heartbeat_doesnt_keep_a_lease_that_came_after_it() {
+pub(super) fn a_heartbeat_doesnt_keep_a_lease_that_came_after_it() {
     let mut sim = Sim::attached(1);
     sim.pass(INTERVAL);
     sim.pass(Duration::from_secs(1));
@@ -88,7 +88,7 @@ fn a_heartbeat_doesnt_keep_a_lease_that_came_after_it() {
 }
 
 #[test]
-fn a_new_stream_keeps_leases_from_its_hello_on() {
+pub(super) fn a_new_stream_keeps_leases_from_its_hello_on() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     sim.pass(Duration::from_secs(2));
@@ -106,7 +106,7 @@ fn a_new_stream_keeps_leases_from_its_hello_on() {
 }
 
 #[test]
-fn another_protocol_version_ends_the_stream() {
+pub(super) fn another_protocol_version_ends_the_stream() {
     let mut sim = Sim::new(settings(1, 1, 1));
     sim.event(Event::Opened(0));
     sim.frame(0, In::Welcome(v1::Welcome { protocol_version: 2, ..Default::default() }));
@@ -117,7 +117,7 @@ fn another_protocol_version_ends_the_stream() {
 }
 
 #[test]
-fn a_coordinator_that_never_says_welcome_is_left() {
+pub(super) fn a_coordinator_that_never_says_welcome_is_left() {
     let mut sim = Sim::new(settings(1, 1, 1));
     sim.event(Event::Opened(0));
     sim.pass(Duration::from_secs(10));

@@ -8,7 +8,7 @@ fn change(phase: v1::Phase) -> In {
 }
 
 #[test]
-fn what_was_stopped_is_removed_once_its_handler_has_returned() {
+pub(super) fn what_was_stopped_is_removed_once_its_handler_has_returned() {
     let stops: [fn(&mut Sim); 3] = [
         |sim| sim.revoke(0, 1),
         Sim::rollback,
@@ -43,7 +43,7 @@ fn what_was_stopped_is_removed_once_its_handler_has_returned() {
 }
 
 #[test]
-fn what_was_reported_and_doesnt_count_is_removed() {
+pub(super) fn what_was_reported_and_doesnt_count_is_removed() {
     for result in [Result::Stale, Result::Decided, Result::UnknownBatch, Result::Invalid] {
         let mut sim = Sim::attached(1);
         sim.grant(1, v1::Phase::Stage);
@@ -57,7 +57,7 @@ fn what_was_reported_and_doesnt_count_is_removed() {
 }
 
 #[test]
-fn what_counts_stays_and_so_does_what_never_began() {
+pub(super) fn what_counts_stays_and_so_does_what_never_began() {
     let mut sim = Sim::attached(1);
     for counter in 1..=3 {
         sim.grant(counter, v1::Phase::Stage);
@@ -75,7 +75,7 @@ fn what_counts_stays_and_so_does_what_never_began() {
 }
 
 #[test]
-fn other_phases_stage_nothing() {
+pub(super) fn other_phases_stage_nothing() {
     let mut sim = Sim::attached(2);
     sim.grant(1, v1::Phase::Commit);
     sim.grant(2, v1::Phase::Rollback);
@@ -88,7 +88,7 @@ fn other_phases_stage_nothing() {
 }
 
 #[test]
-fn a_rollback_is_acknowledged_when_all_is_removed() {
+pub(super) fn a_rollback_is_acknowledged_when_all_is_removed() {
     let mut sim = Sim::attached(3);
     sim.grant(1, v1::Phase::Stage);
     sim.finish(1);
@@ -100,7 +100,7 @@ fn a_rollback_is_acknowledged_when_all_is_removed() {
 }
 
 #[test]
-fn a_removal_that_takes_too_long_doesnt_hold_up_the_end() {
+pub(super) fn a_removal_that_takes_too_long_doesnt_hold_up_the_end() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     sim.event(Event::Shutdown);

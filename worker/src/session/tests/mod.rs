@@ -8,6 +8,8 @@ mod leases;
 mod links;
 mod lost;
 mod owners;
+#[cfg(feature = "planted")]
+mod planted;
 mod reports;
 mod rollback;
 

@@ -15,7 +15,7 @@ fn grant_of(epoch: u64, counter: u64) -> In {
 }
 
 #[test]
-fn hello_names_the_leases_of_all_links_but_not_what_is_being_stopped() {
+pub(super) fn hello_names_the_leases_of_all_links_but_not_what_is_being_stopped() {
     let mut sim = Sim::attached_to(2, 4);
     sim.grant(1, v1::Phase::Stage);
     sim.frame(1, In::Grant(grant(2, v1::Phase::Stage)));
@@ -30,7 +30,7 @@ fn hello_names_the_leases_of_all_links_but_not_what_is_being_stopped() {
 }
 
 #[test]
-fn a_new_owner_hears_what_is_held_and_then_the_reports() {
+pub(super) fn a_new_owner_hears_what_is_held_and_then_the_reports() {
     let mut sim = Sim::attached_to(2, 2);
     for counter in 1..=3 {
         sim.grant(counter, v1::Phase::Stage);
@@ -61,14 +61,14 @@ fn a_new_owner_hears_what_is_held_and_then_the_reports() {
 }
 
 #[test]
-fn an_owner_of_what_isnt_here_hears_that_nothing_is() {
+pub(super) fn an_owner_of_what_isnt_here_hears_that_nothing_is() {
     let mut sim = Sim::attached(1);
     sim.owner(0, 7);
     assert_eq!(holding(&sim.take_sent()), Some((7, vec![])));
 }
 
 #[test]
-fn a_lease_lives_a_whole_ttl_from_when_it_was_taken_up() {
+pub(super) fn a_lease_lives_a_whole_ttl_from_when_it_was_taken_up() {
     let mut sim = Sim::attached_to(2, 1);
     sim.grant(1, v1::Phase::Stage);
     sim.down(0);
@@ -87,7 +87,7 @@ fn a_lease_lives_a_whole_ttl_from_when_it_was_taken_up() {
 }
 
 #[test]
-fn a_heartbeat_from_before_doesnt_keep_what_a_link_took_up() {
+pub(super) fn a_heartbeat_from_before_doesnt_keep_what_a_link_took_up() {
     let mut sim = Sim::attached_to(2, 1);
     sim.grant(1, v1::Phase::Stage);
     sim.pass(INTERVAL);
@@ -102,7 +102,7 @@ fn a_heartbeat_from_before_doesnt_keep_what_a_link_took_up() {
 }
 
 #[test]
-fn an_owner_that_was_replaced_is_passed_over() {
+pub(super) fn an_owner_that_was_replaced_is_passed_over() {
     let mut sim = Sim::attached_to(3, 2);
     sim.grant(1, v1::Phase::Stage);
     sim.owner(1, 7);
@@ -117,7 +117,7 @@ fn an_owner_that_was_replaced_is_passed_over() {
 }
 
 #[test]
-fn a_grant_of_an_owner_that_was_replaced_comes_back() {
+pub(super) fn a_grant_of_an_owner_that_was_replaced_comes_back() {
     let mut sim = Sim::attached_to(2, 2);
     // Nothing of the batch is held, and it is remembered all the same.
     sim.owner(1, 7);
@@ -139,7 +139,7 @@ fn a_grant_of_an_owner_that_was_replaced_comes_back() {
 }
 
 #[test]
-fn parts_that_another_sent_are_dropped_with_a_new_owner() {
+pub(super) fn parts_that_another_sent_are_dropped_with_a_new_owner() {
     let mut sim = Sim::attached_to(2, 2);
     let mut part = grant(1, v1::Phase::Stage);
     part.more = true;
@@ -157,7 +157,7 @@ fn parts_that_another_sent_are_dropped_with_a_new_owner() {
 }
 
 #[test]
-fn only_the_owner_may_take_a_lease_away() {
+pub(super) fn only_the_owner_may_take_a_lease_away() {
     let mut sim = Sim::attached_to(2, 2);
     sim.grant(1, v1::Phase::Stage);
     sim.grant(2, v1::Phase::Stage);
@@ -176,7 +176,7 @@ fn only_the_owner_may_take_a_lease_away() {
 }
 
 #[test]
-fn owners_are_answered_while_the_worker_drains() {
+pub(super) fn owners_are_answered_while_the_worker_drains() {
     let mut sim = Sim::attached_to(2, 1);
     sim.grant(1, v1::Phase::Stage);
     sim.event(Event::Shutdown);

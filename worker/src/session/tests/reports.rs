@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_report_is_kept_and_sent_again_until_it_is_acknowledged() {
+pub(super) fn a_report_is_kept_and_sent_again_until_it_is_acknowledged() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     sim.pass(Duration::from_secs(2));
@@ -25,7 +25,7 @@ fn a_report_is_kept_and_sent_again_until_it_is_acknowledged() {
 }
 
 #[test]
-fn a_refused_report_is_dropped_and_an_answer_that_isnt_understood_settles_nothing() {
+pub(super) fn a_refused_report_is_dropped_and_an_answer_that_isnt_understood_settles_nothing() {
     use v1::report_ack::Result;
     for result in [Result::Stale, Result::Decided, Result::UnknownBatch, Result::Invalid] {
         let mut sim = Sim::attached(1);
@@ -43,7 +43,7 @@ fn a_refused_report_is_dropped_and_an_answer_that_isnt_understood_settles_nothin
 }
 
 #[test]
-fn a_report_whose_coordinator_is_away_goes_with_every_heartbeat_of_another() {
+pub(super) fn a_report_whose_coordinator_is_away_goes_with_every_heartbeat_of_another() {
     let mut sim = Sim::attached_to(3, 2);
     sim.frame(2, In::Grant(grant(1, v1::Phase::Stage)));
     sim.grant(2, v1::Phase::Stage);
@@ -69,7 +69,7 @@ fn a_report_whose_coordinator_is_away_goes_with_every_heartbeat_of_another() {
 }
 
 #[test]
-fn a_report_that_isnt_answered_is_sent_again_after_a_ttl() {
+pub(super) fn a_report_that_isnt_answered_is_sent_again_after_a_ttl() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     sim.finish(1);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn rollback_stops_staging_and_is_acknowledged_when_it_has_stopped() {
+pub(super) fn rollback_stops_staging_and_is_acknowledged_when_it_has_stopped() {
     let mut sim = Sim::attached(2);
     for counter in 1..=3 {
         sim.grant(counter, v1::Phase::Stage);
@@ -32,7 +32,7 @@ fn rollback_stops_staging_and_is_acknowledged_when_it_has_stopped() {
 }
 
 #[test]
-fn rollback_of_a_batch_that_isnt_here_is_acknowledged_at_once() {
+pub(super) fn rollback_of_a_batch_that_isnt_here_is_acknowledged_at_once() {
     let mut sim = Sim::attached(2);
     let mut other = grant(1, v1::Phase::Stage);
     other.batch = "other".into();
@@ -42,7 +42,7 @@ fn rollback_of_a_batch_that_isnt_here_is_acknowledged_at_once() {
 }
 
 #[test]
-fn commit_stops_nothing() {
+pub(super) fn commit_stops_nothing() {
     let mut sim = Sim::attached(1);
     sim.grant(1, v1::Phase::Stage);
     let change = |phase| v1::PhaseChanged { batch: "b".into(), phase };
