@@ -1,6 +1,6 @@
 //! One batch, from its files to the sweep: what its clients do, and what must come out.
 
-use super::calls::{CallError, Calls};
+use super::calls::{CallError, Calls, known};
 use super::files::{Files, Shelf, count};
 use super::journal::Journal;
 use super::plan::BatchPlan;
@@ -148,7 +148,7 @@ impl Batch<'_> {
             match result {
                 Ok(_) => return Ok(true),
                 Err(error @ Error::LostTasks { .. }) => return Err(format!("I7: {error}")),
-                Err(error) if error.retryable() => {
+                Err(error) if error.retryable() || known(&error) => {
                     let url = client.url();
                     self.journal.note(format!("{name}: append at {url}: {:?}: {error}", error.code()));
                     if self.overdue.is_cancelled() {
@@ -226,7 +226,7 @@ impl Batch<'_> {
                 let watch = self.calls.any().wait_until(name, &wished);
                 match timeout(WATCH, watch).await {
                     Ok(Ok(batch)) => batch,
-                    Ok(Err(error)) if !error.retryable() => {
+                    Ok(Err(error)) if !error.retryable() && !known(&error) => {
                         return Err(format!("a watch was refused: {:?}: {error}", error.code()));
                     }
                     _ => self.get(name).await?,

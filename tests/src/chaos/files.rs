@@ -220,3 +220,28 @@ impl Files {
         std::fs::remove_dir_all(self.source).expect("our own folder");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_differs_from_what_a_shelf_must_hold_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut shelf = Shelf::new(dir.path().join("library"), 1);
+        shelf.check().unwrap();
+        let folder = dir.path().join("library/lane1/d3");
+        std::fs::create_dir_all(&folder).unwrap();
+        assert!(shelf.check().unwrap_err().contains("lane1/d3"), "a folder that a rollback left");
+        let (key, sum) = ("lane1/d3/f1", blake3::hash(b"one").to_hex().to_string());
+        shelf.add([(key.to_owned(), sum)]);
+        assert!(shelf.check().unwrap_err().contains(key), "a file that is missing");
+        std::fs::write(folder.join("f1"), b"one").unwrap();
+        shelf.check().unwrap();
+        std::fs::write(folder.join("f1"), b"two").unwrap();
+        assert!(shelf.check().unwrap_err().contains(key), "other contents");
+        std::fs::write(folder.join("f1"), b"one").unwrap();
+        std::fs::write(folder.join("f2"), b"").unwrap();
+        assert!(shelf.check().unwrap_err().contains("lane1/d3/f2"), "a file too many");
+    }
+}

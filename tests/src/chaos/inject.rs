@@ -108,6 +108,7 @@ impl Injector {
         if !member.kill() {
             return self.skip(fault, who);
         }
+        self.struck(fault);
         self.journal.note(format!("{fault}: {who} for {lasts:?}"));
         {
             let mut counts = self.journal.counts();
@@ -125,6 +126,7 @@ impl Injector {
         let Some(mut member) = self.system.try_member(who).await else { return self.skip(fault, who) };
         let Some(process) = member.process() else { return self.skip(fault, who) };
         process.stop();
+        self.struck(fault);
         self.journal.note(format!("{fault}: {who} for {lasts:?}"));
         self.journal.counts().pauses += 1;
         self.last(lasts).await;
@@ -138,6 +140,7 @@ impl Injector {
         if member.process().is_none() {
             return self.skip(fault, who);
         }
+        self.struck(fault);
         self.journal.note(format!("{fault}: {who}"));
         let begun = Instant::now();
         match member.leave().await {
@@ -165,6 +168,7 @@ impl Injector {
         for (from, to) in &pairs {
             self.system.network.cut(*from, *to);
         }
+        self.struck(fault);
         self.journal.note(format!("{fault} for {lasts:?}"));
         self.journal.counts().partitions += 1;
         self.last(lasts).await;
@@ -178,6 +182,7 @@ impl Injector {
         for asked in 0..ETCDS {
             match self.system.etcd.compact(asked).await {
                 Ok(revision) => {
+                    self.struck(fault);
                     self.journal.note(format!("{fault} at {revision}"));
                     self.journal.counts().compactions += 1;
                     break;
@@ -205,6 +210,7 @@ impl Injector {
             }
         }
         if raised {
+            self.struck(fault);
             self.journal.note(format!("{fault} for {lasts:?}"));
             self.journal.counts().alarms += 1;
             self.last(lasts).await;
@@ -233,11 +239,21 @@ impl Injector {
         };
         // A few MiB of memory: it doesn't block for long.
         let bytes = disk.fill();
+        self.struck(fault);
         self.journal.note(format!("{fault} ({bytes} bytes) for {lasts:?}"));
         self.journal.counts().disk_fulls += 1;
         self.last(lasts).await;
         disk.free();
         self.journal.note(format!("over: {fault}"));
+    }
+
+    /// Counts what batches were doing when the fault struck.
+    fn struck(&self, fault: &Fault) {
+        let states = self.recorder.states();
+        let mut counts = self.journal.counts();
+        for state in states {
+            *counts.struck.entry((fault.kind(), state)).or_default() += 1;
+        }
     }
 
     fn skip(&self, fault: &Fault, who: Who) {

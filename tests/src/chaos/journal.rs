@@ -1,14 +1,18 @@
 //! What happened: a log with times, the counts for the table, the violations.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tranche_client::v1::batch::State;
 
 /// What a run counts.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
+    /// How often each kind of fault struck while a batch was in each state.
+    pub struck: BTreeMap<(&'static str, State), u64>,
     /// Batches that ended.
     pub batches: u64,
     /// Of these, COMMITTED.

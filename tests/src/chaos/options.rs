@@ -76,3 +76,23 @@ impl Options {
         Ok(this)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn flags_are_read_and_wrong_ones_are_named() {
+        let options = parse("--minutes 0.5 --seed 9 --keep --faults kill,pause").unwrap();
+        assert_eq!((options.minutes, options.seed, options.keep), (0.5, 9, true));
+        assert_eq!(options.faults.into_iter().collect::<Vec<_>>(), ["kill", "pause"]);
+        assert_eq!(parse("").unwrap().faults.len(), plan::kinds().count());
+        for wrong in ["--minutes", "--minutes 0", "--seed x", "--faults flood", "--what"] {
+            assert!(parse(wrong).unwrap_err().contains(wrong.split(' ').next().unwrap()), "{wrong}");
+        }
+    }
+}

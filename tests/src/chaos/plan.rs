@@ -179,7 +179,7 @@ pub struct Planned {
 }
 
 /// The faults' mean distance.
-const DISTANCE_MS: f64 = 650.0;
+const DISTANCE_MS: f64 = 380.0;
 /// How often each kind comes.
 const WEIGHTS: [(&str, u32); 7] = [
     ("kill", 30),
@@ -273,8 +273,8 @@ impl Iterator for Faults {
         let after = Duration::from_millis((-uniform.ln() * DISTANCE_MS) as u64);
         let kind = self.kinds.choose_weighted(&mut self.random, |(_, weight)| *weight).ok()?.0;
         let moment = match self.random.random_range(0..10) {
-            0..6 => Moment::Now,
-            6..8 => Moment::Committing,
+            0..4 => Moment::Now,
+            4..7 => Moment::Committing,
             _ => Moment::RollingBack,
         };
         let (fault, lasts) = match kind {
@@ -391,7 +391,7 @@ impl BatchPlan {
         Self {
             small_disk: random.random_bool(0.6),
             tasks,
-            range: *[3, 8, 20, 60].choose(random).expect("some"),
+            range: *[2, 3, 5, 8, 20, 60].choose(random).expect("some"),
             broken,
             limit,
             held,
@@ -404,6 +404,42 @@ impl BatchPlan {
             create_twice: random.random_bool(0.3),
             watch: random.random_bool(0.4),
             contents: random.random(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_always_gives_the_same_plan() {
+        let plan = |seed| {
+            let faults: Vec<_> = Faults::new(seed, 3, |_| true).take(200).map(|p| format!("{p:?}")).collect();
+            let batches: Vec<_> = (0..50).map(|n| format!("{:?}", BatchPlan::new(seed, 1, n))).collect();
+            (faults, batches)
+        };
+        assert_eq!(plan(7), plan(7));
+        assert_ne!(plan(7), plan(8));
+    }
+
+    #[test]
+    fn every_kind_of_fault_comes_and_only_the_wanted_ones() {
+        for kind in kinds() {
+            assert!(
+                Faults::new(1, 0, |_| true).take(500).any(|planned| planned.fault.kind() == kind),
+                "{kind}"
+            );
+            assert!(Faults::new(1, 0, |k| k == kind).take(50).all(|planned| planned.fault.kind() == kind));
+        }
+        assert_eq!(Faults::new(1, 0, |_| false).count(), 0);
+    }
+
+    #[test]
+    fn a_partition_never_cuts_a_member_off_from_itself() {
+        for planned in Faults::new(5, 0, |kind| kind == "partition").take(300) {
+            let Fault::Partition { from, to, .. } = planned.fault else { panic!("only partitions") };
+            assert!(!from.is_empty() && !to.is_empty() && from.iter().all(|who| !to.contains(who)));
         }
     }
 }

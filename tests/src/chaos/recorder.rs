@@ -3,7 +3,7 @@
 use crate::history::{Changes, History};
 use etcd_client::{Client, EventType, PutOptions, WatchOptions, WatchStream};
 use prost::Message as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
@@ -37,6 +37,8 @@ struct Recorded {
     gap: u64,
     /// The owners' endpoints, by the lock's key.
     owners: BTreeMap<String, String>,
+    /// The states of batches that haven't ended, by key.
+    states: BTreeMap<String, v1::batch::State>,
 }
 
 /// The reader.
@@ -81,6 +83,11 @@ impl Recorder {
     /// Endpoints of coordinators that own a batch.
     pub fn owners(&self) -> Vec<String> {
         self.recorded().owners.values().cloned().collect()
+    }
+
+    /// The states that batches are in just now.
+    pub fn states(&self) -> BTreeSet<v1::batch::State> {
+        self.recorded().states.values().copied().collect()
     }
 
     /// Everything that was read, once all that was written until now is; and the revision before which
@@ -157,6 +164,14 @@ impl Recorder {
                     match value.as_deref().and_then(|bytes| v1::LockRecord::decode(bytes).ok()) {
                         Some(lock) => recorded.owners.insert(batch.to_owned(), lock.endpoint),
                         None => recorded.owners.remove(batch),
+                    };
+                }
+                if let Some(batch) = name.strip_prefix(keys::STATES) {
+                    use v1::batch::State::{Committed, RolledBack};
+                    let record = value.as_deref().and_then(|bytes| v1::StateRecord::decode(bytes).ok());
+                    match record.map(|record| record.state()) {
+                        None | Some(Committed | RolledBack) => recorded.states.remove(batch),
+                        Some(state) => recorded.states.insert(batch.to_owned(), state),
                     };
                 }
                 if let Some(batch) = name.strip_prefix(keys::DECISIONS)

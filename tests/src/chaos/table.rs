@@ -1,6 +1,8 @@
 //! The table at the end.
 
 use super::journal::Counts;
+use super::plan;
+use tranche_client::v1::batch::State;
 
 /// What a run was, and came to, as a table of one row.
 pub fn table(seed: u64, minutes: f64, counts: &Counts, violations: usize) -> String {
@@ -32,5 +34,23 @@ pub fn table(seed: u64, minutes: f64, counts: &Counts, violations: usize) -> Str
     let row = |(name, value): &(&str, String)| format!("| {name:width$} | {value:>16} |\n");
     let line = format!("|{}|{}:|\n", "-".repeat(width + 2), "-".repeat(17));
     let body: String = columns.iter().map(row).collect();
-    format!("| {:width$} | {:>16} |\n{line}{body}", "chaos", "")
+    format!("| {:width$} | {:>16} |\n{line}{body}\n{}", "chaos", "", struck(counts))
+}
+
+/// How often each kind of fault struck while a batch was in each state.
+fn struck(counts: &Counts) -> String {
+    let states = [State::Importing, State::Held, State::Committing, State::RollingBack];
+    let mut text = format!("| {:15} |", "struck while");
+    for state in states {
+        text += &format!(" {:>12} |", format!("{state:?}"));
+    }
+    text += &format!("\n|{}|{}\n", "-".repeat(17), format!("{}:|", "-".repeat(13)).repeat(states.len()));
+    for kind in plan::kinds() {
+        text += &format!("| {kind:15} |");
+        for state in states {
+            text += &format!(" {:>12} |", counts.struck.get(&(kind, state)).unwrap_or(&0));
+        }
+        text.push('\n');
+    }
+    text
 }
