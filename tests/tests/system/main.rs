@@ -6,4 +6,5 @@ mod invariants;
 mod lifetimes;
 mod phases;
 mod pictures;
+mod replicas;
 mod troubles;
