@@ -1,18 +1,21 @@
 //! What must hold at the end of a run.
 
 use crate::client::Ended;
+use crate::cluster::Cluster;
 use crate::hosts::{PREFIX, World};
-use crate::plan::BatchPlan;
+use crate::plan::{BatchPlan, Plan};
 use crate::stats::Numbers;
+use bytes::Bytes;
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
 use tranche_coordinator::store::keys::{self, BatchKey};
 use tranche_proto::v1;
 use tranche_proto::v1::batch::State;
 use tranche_tests::{History, invariants};
 
 /// The states of all batches, as etcd has them.
-fn states(world: &World) -> Vec<(String, v1::StateRecord)> {
+pub fn states(world: &World) -> Vec<(String, v1::StateRecord)> {
     let values = world.data.values(&format!("{PREFIX}{}", keys::STATES));
     values
         .into_iter()
@@ -25,6 +28,39 @@ pub fn settled(world: &World) -> bool {
     states(world).iter().all(|(_, state)| state.swept) && world.library.staged() == 0
 }
 
+/// The hosts that own batches.
+pub fn owners(world: &World) -> Vec<String> {
+    let locks = world.data.values(&format!("{PREFIX}{}", keys::LOCKS));
+    let host = |value: Bytes| {
+        let id = v1::LockRecord::decode(value).ok()?.coordinator;
+        Some(id.split_once('-')?.1.to_owned())
+    };
+    locks.into_iter().filter_map(|(_, value)| host(value)).collect()
+}
+
+/// The decisions of all batches.
+pub fn decided(world: &World) -> Vec<v1::DecisionRecord> {
+    let decisions = world.data.values(&format!("{PREFIX}{}", keys::DECISIONS));
+    decisions.into_iter().filter_map(|(_, value)| v1::DecisionRecord::decode(value).ok()).collect()
+}
+
+/// Checks all that a run left.
+///
+/// # Errors
+/// What isn't right.
+///
+/// # Panics
+/// When an invariant doesn't hold.
+pub fn run(plan: &Plan, cluster: &Cluster) -> Result<Numbers, String> {
+    let mut numbers = Numbers::new(plan, cluster.sim.elapsed());
+    let ends = cluster.ends.lock().unwrap_or_else(PoisonError::into_inner);
+    for (place, end) in ends.iter() {
+        batch(&cluster.world, &plan.batches[*place], end.as_ref().map_err(Clone::clone)?, &mut numbers)?;
+    }
+    all(&cluster.world, &mut numbers)?;
+    Ok(numbers)
+}
+
 /// What isn't, for people.
 pub fn unsettled(world: &World) -> String {
     let open: Vec<_> = states(world).into_iter().filter(|(_, state)| !state.swept).collect();
@@ -33,13 +69,8 @@ pub fn unsettled(world: &World) -> String {
         .filter_map(|(tail, _)| BatchKey::from_tail(tail))
         .map(|batch| world.data.values(&format!("{PREFIX}{}", keys::ranges(&batch))).len())
         .sum();
-    let locks: Vec<_> = world
-        .data
-        .values(&format!("{PREFIX}{}", keys::LOCKS))
-        .into_iter()
-        .filter_map(|(_, value)| Some(v1::LockRecord::decode(value).ok()?.coordinator))
-        .collect();
-    format!("staged {}, owners {locks:?}, {ranges} ranges, open {open:?}", world.library.staged())
+    let owners = owners(world);
+    format!("staged {}, owners {owners:?}, {ranges} ranges, open {open:?}", world.library.staged())
 }
 
 /// Checks one batch: I3, I4, the counters.
@@ -55,7 +86,11 @@ pub fn batch(world: &World, plan: &BatchPlan, ended: &Ended, numbers: &mut Numbe
         return wrong("etcd doesn't know it".to_owned());
     };
     if state.state() != ended.batch.state() {
-        return wrong(format!("etcd says {:?}, the client was told {:?}", state.state(), ended.batch.state()));
+        return wrong(format!(
+            "etcd says {:?}, the client was told {:?}",
+            state.state(),
+            ended.batch.state()
+        ));
     }
     let seen = world.library.seen(name);
     numbers.tasks += plan.tasks;
@@ -78,14 +113,12 @@ pub fn batch(world: &World, plan: &BatchPlan, ended: &Ended, numbers: &mut Numbe
             }
             let counted = (state.total, state.staged, state.failed, state.committed);
             let right = (plan.tasks, seen.len() as u64, failed.len() as u64, seen.len() as u64);
-            let right = (
-                right.0.cast_signed(),
-                right.1.cast_signed(),
-                right.2.cast_signed(),
-                right.3.cast_signed(),
-            );
+            let right =
+                (right.0.cast_signed(), right.1.cast_signed(), right.2.cast_signed(), right.3.cast_signed());
             if counted != right || right.1 + right.2 != right.0 {
-                return wrong(format!("counters (total, staged, failed, committed): {counted:?}, not {right:?}"));
+                return wrong(format!(
+                    "counters (total, staged, failed, committed): {counted:?}, not {right:?}"
+                ));
             }
             if !world.library.published(name) {
                 return wrong("not published".to_owned());

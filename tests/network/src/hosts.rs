@@ -151,9 +151,10 @@ async fn serve(
     let (clients, workers, closed) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let services = grpc::routes(node.clone(), &config, &clients);
-    let attach = WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
-        .max_decoding_message_size(MAX_FRAME_BYTES)
-        .max_encoding_message_size(MAX_FRAME_BYTES);
+    let attach =
+        WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
+            .max_decoding_message_size(MAX_FRAME_BYTES)
+            .max_encoding_message_size(MAX_FRAME_BYTES);
     let router = services.router.add_service(attach);
     let serving = router.serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned());
     let mut serving = tokio::spawn(serving);
@@ -197,7 +198,8 @@ pub async fn worker(world: World, name: String, coordinators: Vec<String>) -> tu
     config.id.clone_from(&name);
     config.slots = 2;
     config.reconnect_max = Duration::from_secs(2);
-    let transport = Http2 { dial: Some(Arc::new(|endpoint| wire::eager(endpoint).boxed())), ..Http2::default() };
+    let transport =
+        Http2 { dial: Some(Arc::new(|endpoint| wire::eager(endpoint).boxed())), ..Http2::default() };
     let handler = Memory::new(world.library.clone(), world.task_time);
     let worker = Worker::with_transport(config, vec![Arc::new(handler)], Arc::new(transport));
     worker.run(CancellationToken::new()).await?;

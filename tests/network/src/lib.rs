@@ -16,6 +16,7 @@
 
 pub mod check;
 pub mod client;
+pub mod cluster;
 pub mod etcd;
 pub mod hosts;
 pub mod library;

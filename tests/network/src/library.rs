@@ -137,7 +137,8 @@ impl Handler for Memory {
                     }
                     (false, Some(token)) if *token == attempt.token => {}
                     (_, found) => {
-                        let what = format!("{batch}: commit of {sequence} under {}: {found:?}", attempt.token);
+                        let what =
+                            format!("{batch}: commit of {sequence} under {}: {found:?}", attempt.token);
                         inner.breaches.push(what.clone());
                         return Err(HandlerError::Retryable(what));
                     }

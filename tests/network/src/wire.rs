@@ -1,7 +1,7 @@
 //! Bytes over turmoil's network instead of the machine's: channels for clients, listeners for servers.
 
-use futures::stream::{self, Stream};
 use futures::FutureExt as _;
+use futures::stream::{self, Stream};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;

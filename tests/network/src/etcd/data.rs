@@ -141,7 +141,8 @@ impl Data {
         use pb::request_op::Request;
         use pb::response_op::Response;
         let inner = &mut *self.lock();
-        let succeeded = request.compare.iter().map(|compare| inner.holds(compare)).collect::<Result<Vec<_>, _>>()?;
+        let succeeded =
+            request.compare.iter().map(|compare| inner.holds(compare)).collect::<Result<Vec<_>, _>>()?;
         let succeeded = succeeded.into_iter().all(|holds| holds);
         let ops = if succeeded { &request.success } else { &request.failure };
         for op in ops {
