@@ -199,3 +199,6 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -297,9 +297,8 @@ fn a_worker_hears_how_much_waits_for_its_handlers() {
     let mut backlog = || {
         dispatch.heartbeat(session, 1);
         loop {
-            match frame(&mut frames).expect("an answer") {
-                Frame::Ack(ack) => return ack.backlog,
-                _ => continue,
+            if let Frame::Ack(ack) = frame(&mut frames).expect("an answer") {
+                return ack.backlog;
             }
         }
     };

@@ -259,20 +259,22 @@ mod tests {
         layer.idle().await;
     }
 
+    struct Said(tokio::sync::mpsc::Receiver<Result<http_body::Frame<Bytes>, Status>>);
+
+    impl http_body::Body for Said {
+        type Data = Bytes;
+        type Error = Status;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+            self.0.poll_recv(cx)
+        }
+    }
+
     #[tokio::test]
     async fn a_stream_without_an_end_is_ended_after_what_it_had_to_say() {
         let (say, said) = tokio::sync::mpsc::channel::<Result<http_body::Frame<Bytes>, Status>>(2);
-        struct Said(tokio::sync::mpsc::Receiver<Result<http_body::Frame<Bytes>, Status>>);
-        impl http_body::Body for Said {
-            type Data = Bytes;
-            type Error = Status;
-            fn poll_frame(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-            ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
-                self.0.poll_recv(cx)
-            }
-        }
         let shutdown = CancellationToken::new();
         let mut body = Box::pin(Ending::new(Body::new(Said(said)), shutdown.clone()));
         say.send(Ok(http_body::Frame::data(Bytes::from_static(b"not serving")))).await.expect("open");

@@ -218,9 +218,6 @@ impl Attached {
     }
 
     fn frame(&mut self, frame: Option<Frame>) -> Result<(), Status> {
-        if self.work.len() >= WORK_BOUND {
-            return Err(status::overloaded("frames of one worker in work", WORK_BOUND));
-        }
         let dispatch = &self.node.shared().dispatch;
         match frame {
             Some(Frame::Credit(credit)) => {
@@ -241,16 +238,16 @@ impl Attached {
                     }
                 };
                 let (node, worker) = (self.node.clone(), self.worker.clone());
-                self.work.spawn(async move { settle(&node, worker, batch, event, report).await });
+                self.begin(async move { settle(&node, worker, batch, event, report).await })?;
             }
             Some(Frame::Release(release)) => {
                 let (batch, token) = batch_and_token(&release.batch, release.token.as_ref())?;
                 dispatch.freed(&self.worker, token);
-                self.tell(batch, Event::Release { worker: self.worker.clone(), token });
+                self.tell(batch, Event::Release { worker: self.worker.clone(), token }, None)?;
             }
             Some(Frame::PhaseAck(ack)) => {
                 let batch = batch_of(&ack.batch)?;
-                self.tell(batch, Event::PhaseAck { worker: self.worker.clone() });
+                self.tell(batch, Event::PhaseAck { worker: self.worker.clone() }, None)?;
             }
             Some(Frame::Holding(holding)) => {
                 let batch = batch_of(&holding.batch)?;
@@ -258,7 +255,7 @@ impl Attached {
                 let epoch = Epoch(holding.epoch);
                 if let Some(asked) = dispatch.holding(self.id, &batch, epoch, &held) {
                     let event = Event::Attached { worker: self.worker.clone(), held };
-                    self.tell_at(batch, event, Some(asked));
+                    self.tell(batch, event, Some(asked))?;
                 }
             }
             Some(Frame::Hello(_)) => return Err(invalid("hello", "came twice")),
@@ -268,17 +265,21 @@ impl Attached {
         Ok(())
     }
 
-    fn tell(&mut self, batch: BatchKey, event: Event) {
-        self.tell_at(batch, event, None);
-    }
-
-    fn tell_at(&mut self, batch: BatchKey, event: Event, at: Option<Now>) {
+    fn tell(&mut self, batch: BatchKey, event: Event, at: Option<Now>) -> Result<(), Status> {
         let node = self.node.clone();
-        self.work.spawn(async move {
+        self.begin(async move {
             if let Some(handle) = node.shared().handle(&batch) {
                 handle.send(event, at).await;
             }
-        });
+        })
+    }
+
+    fn begin(&mut self, work: impl Future<Output = ()> + Send + 'static) -> Result<(), Status> {
+        if self.work.len() >= WORK_BOUND {
+            return Err(status::overloaded("frames of one worker in work", WORK_BOUND));
+        }
+        self.work.spawn(work);
+        Ok(())
     }
 }
 
@@ -403,3 +404,6 @@ fn decoded(worker: &WorkerKey, token: Token, report: &v1::Report) -> Result<Repo
         elapsed: report.elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+mod tests;
