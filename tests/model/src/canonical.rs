@@ -8,7 +8,7 @@
 //! aren't used twice) is forgotten as well: its owner will only learn that it was refused.
 
 use crate::model::Batch;
-use crate::state::{ATTEMPTS, Cancel, Coordinator, Data, Mask, RANGES, Range, Side, State, Write};
+use crate::state::{ATTEMPTS, Attempt, Cancel, Coordinator, Data, Mask, RANGES, Range, Side, State, Write};
 use tranche_guards::Guard;
 
 impl Batch {
@@ -40,7 +40,8 @@ impl Batch {
                 state.coordinators[c].write = None;
             }
             let coordinator = state.coordinators[c];
-            let sends = |state: &State| state.attempts().any(|(_, _, attempt)| attempt.side == Side::sending(c));
+            let sends =
+                |state: &State| state.attempts().any(|(_, _, attempt)| attempt.side == Side::sending(c));
             // An owner of old that has nothing on its way can do no more than notice that it is none.
             if !coordinator.epoch_holds && coordinator.write.is_none() && !sends(state) {
                 state.coordinators[c] = Coordinator::default();
@@ -48,18 +49,23 @@ impl Batch {
         }
         match state.cancel {
             // It reads the decision, and is told.
-            Cancel::Open | Cancel::Sent { .. } if self.on(Guard::DecisionOnce) && state.decision.is_some() => {
+            Cancel::Open | Cancel::Sent { .. }
+                if self.on(Guard::DecisionOnce) && state.decision.is_some() =>
+            {
                 state.cancel = Cancel::Over;
             }
             // It reads again.
-            Cancel::Sent { cutoff_holds: false, .. } if self.on(Guard::CutoffFrozen) => state.cancel = Cancel::Open,
+            Cancel::Sent { cutoff_holds: false, .. } if self.on(Guard::CutoffFrozen) => {
+                state.cancel = Cancel::Open
+            }
             Cancel::Open | Cancel::Sent { .. } | Cancel::Over => {}
         }
     }
 }
 
 fn order_coordinators(state: &mut State) {
-    let key = |c: &Coordinator| (c.owner, c.epoch_holds, c.overtaken, c.heard, c.write.map(|w| (w.kind, w.state)));
+    let key =
+        |c: &Coordinator| (c.owner, c.epoch_holds, c.overtaken, c.heard, c.write.map(|w| (w.kind, w.state)));
     if key(&state.coordinators[0]) >= key(&state.coordinators[1]) {
         return;
     }
@@ -81,13 +87,18 @@ fn order_attempts(state: &mut State, r: usize) {
             attempt.side = Side::Over;
         }
     }
+    let lease = state.ranges[r].record.lease;
+    for (a, attempt) in state.ranges[r].attempts[..len].iter_mut().enumerate() {
+        attempt.awaited &= attempt.side.staging() && lease & 1 << a == 0;
+    }
     if len == 0 {
         return;
     }
     let key = |state: &State, a: usize| {
         let range = &state.ranges[r];
         let has = |mask: Mask| u32::from(mask >> a & 1);
-        let mut key = (range.attempts[a].side as u32) << 2 | range.attempts[a].data as u32;
+        let Attempt { side, data, awaited } = range.attempts[a];
+        let mut key = (side as u32) << 3 | (data as u32) << 1 | u32::from(awaited);
         key = key << 2 | has(range.record.lease) << 1 | has(range.record.winners);
         for write in state.coordinators.iter().map(|c| &c.write).chain([&state.stray]) {
             key <<= 3;
@@ -141,7 +152,8 @@ fn range_key(state: &State, r: usize) -> u128 {
     };
     key = key << 10 | record(&range.record);
     for attempt in &range.attempts[..ATTEMPTS] {
-        key = key << 6 | u128::from(attempt.side as u8) << 2 | u128::from(attempt.data as u8);
+        let side = u128::from(attempt.side as u8);
+        key = key << 7 | side << 3 | u128::from(attempt.data as u8) << 1 | u128::from(attempt.awaited);
     }
     for write in state.coordinators.iter().map(|c| &c.write).chain([&state.stray]) {
         key <<= 14;

@@ -14,6 +14,10 @@ pub struct Batch {
     pub attempts: u8,
     /// Whether a client may cancel.
     pub cancel: bool,
+    /// Whether a slow range may be leased a second time.
+    pub backup: bool,
+    /// Whether a new owner knows of which workers the one before it awaited that they stop.
+    pub stopping_kept: bool,
     /// Whether the owner may decide ROLLBACK by itself, at any time: the deadline.
     pub deadline: bool,
     /// How many faults happen, of any kind, at most.
@@ -36,13 +40,15 @@ pub enum Action {
     Hear(usize),
     /// The owner leases a range for staging. Engine `grant_stage`, `lease_range`.
     Grant(usize, usize),
+    /// The owner leases a slow range a second time. Engine `grant_backup`.
+    Backup(usize, usize),
     /// A report arrives and counts. Engine `report_stage`; with the last one `advance_undecided`, `decide`.
     Count(usize, usize, usize),
     /// A lease is lost: nobody renewed it, its worker died, or doesn't name it. Engine `expire`, `gone`,
     /// `attached`, `lose_stage`, `requeue`.
-    Lose(usize, usize),
+    Lose(usize, usize, usize),
     /// The same of a lease whose worker lives and only wasn't heard.
-    LoseUnheard(usize, usize),
+    LoseUnheard(usize, usize, usize),
     /// The deadline passed. Engine `advance_undecided`.
     Deadline(usize),
     /// The state follows another's decision. Engine `enter_decided`.
@@ -73,6 +79,9 @@ pub enum Action {
     Deliver(usize, usize),
     /// A worker has staged. Worker `Handler::stage`.
     Stage(usize, usize),
+    /// A worker tells a new owner that it holds a lease that isn't out any more. Worker `session/grants.rs`: `owner`;
+    /// engine `attached`, `stop_lost`.
+    Attach(usize, usize),
     /// A worker stops: told of the rollback, or that the lease isn't its own. Worker `session/state.rs`.
     Stop(usize, usize),
     /// A report is answered: it counts already, or it won't. Engine `settled_before`; worker `session/state.rs`.
@@ -113,8 +122,8 @@ impl Batch {
                 Action::TakeOver(c),
             ]);
             for r in 0..RANGES {
-                actions.extend([Action::Grant(c, r), Action::Lose(c, r), Action::Finish(c, r)]);
-                actions.extend((0..ATTEMPTS).map(|a| Action::Count(c, r, a)));
+                actions.extend([Action::Grant(c, r), Action::Finish(c, r)]);
+                actions.extend((0..ATTEMPTS).flat_map(|a| [Action::Count(c, r, a), Action::Lose(c, r, a)]));
             }
         }
         actions.push(Action::ExpireDead);
@@ -122,6 +131,7 @@ impl Batch {
             actions.extend([
                 Action::Deliver(r, a),
                 Action::Stage(r, a),
+                Action::Attach(r, a),
                 Action::Stop(r, a),
                 Action::Settle(r, a),
                 Action::Wake(r, a),
@@ -140,7 +150,8 @@ impl Batch {
                 Action::Stray(c),
                 Action::Deadline(c),
             ]);
-            actions.extend((0..RANGES).map(|r| Action::LoseUnheard(c, r)));
+            actions.extend((0..RANGES).map(|r| Action::Backup(c, r)));
+            actions.extend(places().map(|(r, a)| Action::LoseUnheard(c, r, a)));
         }
         for (r, a) in places() {
             actions.extend([Action::CrashWorker(r, a), Action::Pause(r, a), Action::Lapse(r, a)]);
@@ -154,9 +165,10 @@ impl Batch {
             Action::NoticeLoss(c) => self.notice_loss(state, c),
             Action::Hear(c) => self.hear(state, c),
             Action::Grant(c, r) => self.grant(state, c, r),
+            Action::Backup(c, r) => self.back_up(state, c, r),
             Action::Count(c, r, a) => self.count(state, c, r, a),
-            Action::Lose(c, r) => self.lose(state, c, r),
-            Action::LoseUnheard(c, r) => self.lose_unheard(state, c, r),
+            Action::Lose(c, r, a) => self.lose(state, c, r, a),
+            Action::LoseUnheard(c, r, a) => self.lose_unheard(state, c, r, a),
             Action::Deadline(c) => self.pass_deadline(state, c),
             Action::Enter(c) => self.enter(state, c),
             Action::Finish(c, r) => self.finish(state, c, r),
@@ -170,6 +182,7 @@ impl Batch {
             Action::CancelApply => self.apply_cancel(state),
             Action::Deliver(r, a) => self.deliver(state, r, a),
             Action::Stage(r, a) => self.stage(state, r, a),
+            Action::Attach(r, a) => self.attach(state, r, a),
             Action::Stop(r, a) => self.stop(state, r, a),
             Action::Settle(r, a) => self.settle(state, r, a),
             Action::Wake(r, a) => self.wake(state, r, a),
@@ -202,8 +215,7 @@ impl Model for Batch {
     /// are appended, and it is sealed.
     fn init_states(&self) -> Vec<State> {
         let mut state = State { locked: true, ..State::default() };
-        state.coordinators[0] =
-            Coordinator { owner: true, epoch_holds: true, ..Coordinator::default() };
+        state.coordinators[0] = Coordinator { owner: true, epoch_holds: true, ..Coordinator::default() };
         vec![self.canonical(state)]
     }
 

@@ -57,6 +57,9 @@ impl Batch {
         for other in next.coordinators.iter_mut().filter(|other| other.owner) {
             other.overtaken = true;
         }
+        for attempt in next.ranges.iter_mut().flat_map(|range| &mut range.attempts) {
+            attempt.awaited &= self.stopping_kept;
+        }
         next.coordinators[c] = Coordinator {
             owner: true,
             epoch_holds: true,
@@ -89,7 +92,8 @@ impl Batch {
 
     pub(crate) fn hear(&self, state: &State, c: usize) -> Option<State> {
         let coordinator = &state.coordinators[c];
-        if !coordinator.owner || coordinator.heard || coordinator.write.is_some() || state.decision.is_none() {
+        if !coordinator.owner || coordinator.heard || coordinator.write.is_some() || state.decision.is_none()
+        {
             return None;
         }
         let mut next = *state;
@@ -107,15 +111,38 @@ impl Batch {
         // First what came back, then what follows the cut-off.
         let next_one = match state.ranges.iter().position(|range| again(&range.record)) {
             Some(_) => again(&range.record),
-            None => state.cutoff < self.ranges && state.ranges.iter().position(|r| fresh(&r.record)) == Some(r),
+            None => {
+                state.cutoff < self.ranges && state.ranges.iter().position(|r| fresh(&r.record)) == Some(r)
+            }
         };
+        if !next_one {
+            return None;
+        }
+        self.lease_range(state, c, r, u8::from(fresh(&range.record)))
+    }
+
+    pub(crate) fn back_up(&self, state: &State, c: usize, r: usize) -> Option<State> {
+        let all_dealt = state.cutoff == self.ranges
+            && !state.ranges.iter().any(|r| r.record.phase == RangePhase::Leased && r.record.lease == 0);
+        let out = |a: &usize| state.ranges[r].record.lease & 1 << a != 0;
+        let mut leased = (0..usize::from(state.ranges[r].len)).filter(out);
+        let straggler =
+            leased.next().is_some_and(|a| !matches!(state[(r, a)].side, Side::SendingA | Side::SendingB));
+        if !self.backup || !Self::undecided(state, c) || !all_dealt || !straggler || leased.next().is_some() {
+            return None;
+        }
+        self.lease_range(state, c, r, 0)
+    }
+
+    fn lease_range(&self, state: &State, c: usize, r: usize, fresh: u8) -> Option<State> {
+        let range = &state.ranges[r];
         let busy = state.attempts().filter(|(_, _, attempt)| attempt.side.busy()).count();
-        if !next_one || busy >= WORKERS || range.len >= self.attempts {
+        if busy >= WORKERS || range.len >= self.attempts {
             return None;
         }
         let mut write = Self::write_range(state, c, Kind::Grant, r);
         // The record of the cut-off holds the counter of tokens, too: it is put with each grant.
-        write.cutoff = Some(state.cutoff + u8::from(fresh(&range.record)));
+        write.cutoff = Some(state.cutoff + fresh);
         write.record.phase = RangePhase::Leased;
         let mut next = *state;
         if !self.on(Guard::GrantAfterDurable) {
@@ -123,7 +150,7 @@ impl Batch {
             next.ranges[r].len += 1;
             next[(r, a)].side = Side::Held;
             write.attempt = 1 << a;
-            write.record.lease = write.attempt;
+            write.record.lease |= write.attempt;
         }
         Self::put(next, c, write)
     }
@@ -138,7 +165,8 @@ impl Batch {
         }
         let mut write = Self::write_range(state, c, Kind::Count, r);
         write.attempt = bit;
-        write.record.lease &= !bit;
+        // What else is leased of it is revoked.
+        write.record.lease = if out { 0 } else { range.record.lease };
         write.record.winners |= bit;
         write.record.phase = RangePhase::Staged;
         write.state.staged += 1;
@@ -158,20 +186,22 @@ impl Batch {
         }
     }
 
-    pub(crate) fn lose(&self, state: &State, c: usize, r: usize) -> Option<State> {
-        let side = state.ranges[r].leased().map(|a| state[(r, a)].side)?;
+    pub(crate) fn lose(&self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
+        let side = state[(r, a)].side;
         match side {
-            // Nobody stages it: its worker died, stopped by itself, or says that it never got it.
-            Side::Over | Side::LateOver => self.lose_lease(state, c, r, false),
-            Side::SendingA | Side::SendingB if side != Side::sending(c) => self.lose_lease(state, c, r, false),
+            // Nobody stages it: its worker died, stopped by itself, or says that it never got it, or forgot it.
+            Side::Over | Side::LateOver | Side::Counted => self.lose_lease(state, c, r, a, false),
+            Side::SendingA | Side::SendingB if side != Side::sending(c) => {
+                self.lose_lease(state, c, r, a, false)
+            }
             // Its worker is silent.
-            Side::Dozing | Side::Late => self.lose_lease(state, c, r, true),
-            Side::SendingA | Side::SendingB | Side::Held | Side::Done | Side::LateDone | Side::Counted => None,
+            Side::Dozing | Side::Late => self.lose_lease(state, c, r, a, true),
+            Side::SendingA | Side::SendingB | Side::Held | Side::Done | Side::LateDone => None,
         }
     }
 
-    pub(crate) fn lose_unheard(&self, state: &State, c: usize, r: usize) -> Option<State> {
-        let late = match state.ranges[r].leased().map(|a| state[(r, a)].side)? {
+    pub(crate) fn lose_unheard(&self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
+        let late = match state[(r, a)].side {
             // Staged, and its report doesn't come through.
             Side::Done => false,
             // It goes on beyond its time.
@@ -180,19 +210,19 @@ impl Batch {
             Side::Held if !self.on(Guard::HelloNamesAll) => false,
             _ => return None,
         };
-        let state = self.fault(state)?;
-        self.lose_lease(&state, c, r, late)
+        self.lose_lease(&self.fault(state)?, c, r, a, late)
     }
 
-    fn lose_lease(&self, state: &State, c: usize, r: usize, late: bool) -> Option<State> {
-        if !Self::undecided(state, c) {
+    fn lose_lease(&self, state: &State, c: usize, r: usize, a: usize, late: bool) -> Option<State> {
+        if !Self::undecided(state, c) || state.ranges[r].record.lease & 1 << a == 0 {
             return None;
         }
         let mut write = Self::write_range(state, c, Kind::Lose, r);
-        write.attempt = write.record.lease;
-        write.record.lease = 0;
+        write.attempt = 1 << a;
+        write.record.lease &= !write.attempt;
         write.state.late_sweep |= late;
-        if state.ranges[r].len >= self.attempts {
+        // The other of two goes on alone.
+        if write.record.lease == 0 && state.ranges[r].len >= self.attempts {
             write.record.phase = RangePhase::Staged;
             write.record.failed = true;
             write.state.failed += 1;
@@ -258,12 +288,15 @@ impl Batch {
         if !matches!(record.phase, RangePhase::Leased | RangePhase::Staged) {
             return None;
         }
-        let side = state.ranges[r].leased().map_or(Side::Over, |a| state[(r, a)].side);
-        let staging = match side {
+        let mut silent = false;
+        let mut staging = false;
+        for (a, attempt) in state.ranges[r].attempts.iter().enumerate() {
+            let known = record.lease & 1 << a != 0 || attempt.awaited;
             // Until its worker says that it stopped.
-            Side::Held => self.on(Guard::AckWhenStopped),
-            side => side == Side::sending(c) && self.on(Guard::RevokedBatch),
-        };
+            staging |= known && attempt.side == Side::Held && self.on(Guard::AckWhenStopped);
+            staging |= attempt.side == Side::sending(c) && self.on(Guard::RevokedBatch);
+            silent |= known && matches!(attempt.side, Side::Dozing | Side::Late);
+        }
         if staging && self.on(Guard::RollbackWaits) {
             return None;
         }
@@ -277,7 +310,7 @@ impl Batch {
         write.record.phase = RangePhase::RolledBack;
         write.state.rolled_back += 1;
         // The lease ended though its worker never said that it stopped.
-        write.state.late_sweep |= matches!(side, Side::Dozing | Side::Late);
+        write.state.late_sweep |= silent;
         Self::put(next, c, write)
     }
 
@@ -317,6 +350,11 @@ impl Batch {
             }
             Phase::Importing | Phase::Committing => return None,
         };
+        let stops = |side| side == Side::Held || side == Side::sending(c);
+        let stopping = state.attempts().any(|(_, _, attempt)| attempt.awaited && stops(attempt.side));
+        if kind == Kind::Fold && stopping {
+            return None;
+        }
         let sees = self.on(Guard::RollbackAll);
         let mut next = *state;
         let mut found = false;

@@ -19,19 +19,28 @@ pub(crate) fn all() -> Vec<Property<Batch>> {
             s.outcome() == Some(Outcome::Commit) || !s.attempts().any(|(_, _, a)| a.data == Data::Public)
         }),
         Property::<Batch>::always("I4 only winners are in the library", |_, s| only_winners(s)),
-        Property::<Batch>::always("I4 a winner is there until it is made final", |_, s| !s.broken.winner_lost),
+        Property::<Batch>::always("I4 a winner is there until it is made final", |_, s| {
+            !s.broken.winner_lost
+        }),
         Property::<Batch>::always("I4 COMMITTED is said when all winners are final", |_, s| all_final(s)),
-        Property::<Batch>::always("I4 after ROLLED_BACK only a paused worker leaves something", |_, s| nothing_left(s)),
+        Property::<Batch>::always("I4 after ROLLED_BACK only a paused worker leaves something", |_, s| {
+            nothing_left(s)
+        }),
         Property::<Batch>::always("I4 ROLLED_BACK is said after a sweep that found nothing", |_, s| {
             !s.broken.unclean_end
         }),
+        Property::<Batch>::always("I4 at the very end nothing is left", |_, s| !is_end(s) || !staged(s)),
         Property::<Batch>::always("I5 the counters are the sum of the records", |_, s| counters(s)),
         Property::<Batch>::always("I6 no write of an overtaken owner is carried out", |_, s| !s.broken.fence),
         Property::<Batch>::always("I6 no report counts under an old token", |_, s| !s.broken.stale_report),
         Property::<Batch>::always("I7 a report that was acknowledged counts", |_, s| acknowledged(s)),
         Property::<Batch>::always("I9 what can't go on is at its end", |m, s| at_its_end(*m, s)),
-        Property::<Batch>::sometimes("a batch ends COMMITTED", |_, s| s.record.swept && s.record.phase == Phase::Committed),
-        Property::<Batch>::sometimes("a batch ends ROLLED_BACK", |_, s| s.record.swept && s.record.phase == Phase::RolledBack),
+        Property::<Batch>::sometimes("a batch ends COMMITTED", |_, s| {
+            s.record.swept && s.record.phase == Phase::Committed
+        }),
+        Property::<Batch>::sometimes("a batch ends ROLLED_BACK", |_, s| {
+            s.record.swept && s.record.phase == Phase::RolledBack
+        }),
     ]
 }
 
@@ -44,22 +53,21 @@ fn state_follows(s: &State) -> bool {
 }
 
 fn counted_once(model: Batch, s: &State) -> bool {
-    let counts =
-        |r: &crate::state::Range| r.record.winners.count_ones() as u8 + u8::from(r.record.failed);
+    let counts = |r: &crate::state::Range| r.record.winners.count_ones() as u8 + u8::from(r.record.failed);
     let each = s.ranges.iter().all(|range| counts(range) <= 1);
     let sum: u8 = s.ranges.iter().map(counts).sum();
     each && (s.outcome() != Some(Outcome::Commit) || sum == model.ranges)
 }
 
 fn only_winners(s: &State) -> bool {
-    s.attempts().all(|(r, a, attempt)| attempt.data != Data::Public || s.ranges[r].record.winners & 1 << a != 0)
+    s.attempts()
+        .all(|(r, a, attempt)| attempt.data != Data::Public || s.ranges[r].record.winners & 1 << a != 0)
 }
 
 fn all_final(s: &State) -> bool {
     s.record.phase != Phase::Committed
-        || s.attempts().all(|(r, a, attempt)| {
-            s.ranges[r].record.winners & 1 << a == 0 || attempt.data == Data::Public
-        })
+        || s.attempts()
+            .all(|(r, a, attempt)| s.ranges[r].record.winners & 1 << a == 0 || attempt.data == Data::Public)
 }
 
 fn nothing_left(s: &State) -> bool {
@@ -95,7 +103,11 @@ pub(crate) fn is_end(s: &State) -> bool {
     s.record.swept
         && !s.locked
         && s.coordinators.iter().all(|c| !c.owner)
-        && s.attempts().all(|(_, _, attempt)| !attempt.side.busy() && attempt.data != Data::Staged)
+        && !s.attempts().any(|(_, _, attempt)| attempt.side.busy())
+}
+
+fn staged(s: &State) -> bool {
+    s.attempts().any(|(_, _, attempt)| attempt.data == Data::Staged)
 }
 
 fn at_its_end(model: Batch, s: &State) -> bool {

@@ -93,7 +93,7 @@ pub struct RangeRecord {
     pub phase: RangePhase,
     /// It was counted as failed.
     pub failed: bool,
-    /// The lease that is out.
+    /// The lease that is out; two, if one of them is the backup.
     pub lease: Mask,
     /// The attempts that count.
     pub winners: Mask,
@@ -136,6 +136,11 @@ impl Side {
         !matches!(self, Self::Over | Self::Counted | Self::LateOver)
     }
 
+    /// It is being staged, or will be once it is delivered.
+    pub fn staging(self) -> bool {
+        matches!(self, Self::SendingA | Self::SendingB | Self::Held | Self::Dozing | Self::Late)
+    }
+
     /// Its worker was paused while it staged.
     pub fn late(self) -> bool {
         matches!(self, Self::Dozing | Self::Late | Self::LateDone | Self::LateOver)
@@ -161,6 +166,8 @@ pub struct Attempt {
     pub side: Side,
     /// In the target.
     pub data: Data,
+    /// It isn't the lease any more, and its worker was told to stop: the owner waits for that.
+    pub awaited: bool,
 }
 
 /// A range: its record, and its attempts in the world.
@@ -172,13 +179,6 @@ pub struct Range {
     pub len: u8,
     /// The attempts. A token is a place in this list.
     pub attempts: [Attempt; ATTEMPTS],
-}
-
-impl Range {
-    /// The attempt of the lease that is out.
-    pub fn leased(&self) -> Option<usize> {
-        (self.record.lease != 0).then(|| self.record.lease.trailing_zeros() as usize)
-    }
 }
 
 /// What a write does, for what follows it.
@@ -331,7 +331,10 @@ impl State {
     /// Every attempt: its range, its place, itself.
     pub fn attempts(&self) -> impl Iterator<Item = (usize, usize, Attempt)> {
         self.ranges.iter().enumerate().flat_map(|(r, range)| {
-            range.attempts[..usize::from(range.len)].iter().enumerate().map(move |(a, attempt)| (r, a, *attempt))
+            range.attempts[..usize::from(range.len)]
+                .iter()
+                .enumerate()
+                .map(move |(a, attempt)| (r, a, *attempt))
         })
     }
 

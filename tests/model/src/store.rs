@@ -35,7 +35,10 @@ impl Batch {
                     next[place].side = Side::Counted;
                 }
             }
-            Kind::Fold => next.coordinators[c] = Coordinator::default(),
+            Kind::Fold => {
+                next.coordinators[c] = Coordinator::default();
+                Self::abort_deliveries(&mut next, c);
+            }
             Kind::Grant | Kind::Lose | Kind::Enter | Kind::Finish | Kind::End | Kind::Echo => {}
         }
         Some(next)
@@ -68,9 +71,17 @@ impl Batch {
             // One whose sender gave it up is never sent. Engine `Batch::reload`, `unsent`.
             state[(r, a)].side = writer.map_or(Side::Over, Side::sending);
             write.attempt = 1 << a;
-            write.record.lease = write.attempt;
+            write.record.lease |= write.attempt;
         }
         Self::judge(state, &write);
+        if write.kind == Kind::Count {
+            // Who else stages it is told to stop; its driver remembers that.
+            let known = self.stopping_kept || state.coordinators.iter().any(|c| c.owner && c.epoch_holds);
+            let others = state.ranges[r].record.lease & !write.record.lease & !write.attempt;
+            for (a, attempt) in state.ranges[r].attempts.iter_mut().enumerate() {
+                attempt.awaited |= known && others & 1 << a != 0;
+            }
+        }
         state.record = write.state;
         state.decision = write.decision.or(state.decision);
         if r < RANGES {
@@ -130,7 +141,7 @@ impl Batch {
         broken.state_order |= !follows(state.record.phase, write.state.phase);
         if let Some(range) = range {
             broken.state_order |= !range_follows(range.phase, write.record.phase);
-            broken.stale_report |= write.kind == Kind::Count && range.lease != write.attempt;
+            broken.stale_report |= write.kind == Kind::Count && range.lease & write.attempt == 0;
         }
     }
 

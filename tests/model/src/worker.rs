@@ -31,6 +31,19 @@ impl Batch {
         Some(next)
     }
 
+    pub(crate) fn attach(&self, state: &State, r: usize, a: usize) -> Option<State> {
+        let attempt = state[(r, a)];
+        let record = &state.ranges[r].record;
+        let lost = (record.lease | record.winners) & 1 << a == 0;
+        let driven = state.coordinators.iter().any(|c| c.owner && c.epoch_holds);
+        if attempt.side != Side::Held || !lost || attempt.awaited || !driven || state.ended() {
+            return None;
+        }
+        let mut next = *state;
+        next[(r, a)].awaited = true;
+        Some(next)
+    }
+
     pub(crate) fn stop(&self, state: &State, r: usize, a: usize) -> Option<State> {
         if !matches!(state[(r, a)].side, Side::Held | Side::Late) || !state.lost(r, a) {
             return None;
@@ -47,10 +60,7 @@ impl Batch {
         let record = &state.ranges[r].record;
         let (out, counts) = (record.lease & 1 << a != 0, record.winners & 1 << a != 0);
         let answered = state.record.swept
-            || state
-                .coordinators
-                .iter()
-                .any(|c| c.owner && c.epoch_holds && (!out || c.heard));
+            || state.coordinators.iter().any(|c| c.owner && c.epoch_holds && (!out || c.heard));
         if !answered {
             return None;
         }

@@ -1,27 +1,74 @@
-//! Every reachable state.
+//! Every reachable state: nothing breaks, and everything ends.
+//!
+//! `MODEL_RANGES`, `MODEL_ATTEMPTS`, `MODEL_FAULTS`, `MODEL_BACKUP=1`, `MODEL_DEADLINE=1` set the bounds of
+//! `of_your_own`, which is ignored otherwise.
 
 use stateright::{Checker, Model};
 use std::time::Instant;
 use tranche_model::Batch;
 
-#[test]
-fn probe() {
-    let n = |k: &str, d: u8| std::env::var(k).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-    let model = Batch {
-        ranges: n("R", 1),
-        attempts: n("A", 2),
-        cancel: n("C", 1) > 0,
-        deadline: n("D", 0) > 0,
-        faults: n("SUM", 2),
-        off: None,
-    };
+const SMALL: Batch = Batch {
+    ranges: 2,
+    attempts: 2,
+    cancel: true,
+    backup: false,
+    stopping_kept: true,
+    deadline: false,
+    faults: 2,
+    off: None,
+};
+
+/// Visits every state, and says what it took.
+fn explore(name: &str, model: Batch) {
     let start = Instant::now();
     let checker = model.checker().threads(2).spawn_dfs().join();
-    println!("{} states, {} generated, depth {}, {:?}", checker.unique_state_count(), checker.state_count(), checker.max_depth(), start.elapsed());
-    for (name, path) in checker.discoveries() {
-        println!("== {name}: {} steps", path.clone().into_vec().len());
-        if !name.starts_with("a batch") {
-            for (s, a) in path.into_vec() { println!("{a:?}\n     {s:?}"); }
-        }
-    }
+    assert!(checker.is_done());
+    println!(
+        "{name}: {} states, {} steps, at most {} deep, in {:.1?}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth(),
+        start.elapsed(),
+    );
+    checker.assert_properties();
+}
+
+#[test]
+fn three_ranges_and_four_faults() {
+    explore("three ranges, four faults", Batch { ranges: 3, faults: 4, ..SMALL });
+}
+
+#[test]
+fn three_ranges_with_backups_and_a_deadline() {
+    let model = Batch { ranges: 3, attempts: 3, backup: true, deadline: true, faults: 2, ..SMALL };
+    explore("three ranges, backups, deadline, two faults", model);
+}
+
+#[test]
+fn two_ranges_with_backups_and_a_deadline() {
+    let model = Batch { attempts: 3, backup: true, deadline: true, faults: 3, ..SMALL };
+    explore("two ranges, backups, deadline, three faults", model);
+}
+
+#[test]
+fn one_range_and_six_faults() {
+    let model = Batch { ranges: 1, attempts: 3, deadline: true, faults: 6, ..SMALL };
+    explore("one range, deadline, six faults", model);
+}
+
+#[test]
+#[ignore = "takes the bounds from the environment"]
+fn of_your_own() {
+    let number = |name: &str, or: u8| {
+        std::env::var(format!("MODEL_{name}")).ok().and_then(|value| value.parse().ok()).unwrap_or(or)
+    };
+    let model = Batch {
+        ranges: number("RANGES", 3),
+        attempts: number("ATTEMPTS", 2),
+        backup: number("BACKUP", 0) > 0,
+        deadline: number("DEADLINE", 0) > 0,
+        faults: number("FAULTS", 3),
+        ..SMALL
+    };
+    explore("your own", model);
 }
