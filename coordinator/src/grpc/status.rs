@@ -105,6 +105,9 @@ fn table(error: &Error) -> Result<Row, &Status> {
         Error::Store(StoreError::Unknown(_)) => {
             row(Code::Unavailable, "STORE_OUTCOME_UNKNOWN", []).again(RETRY_LATER)
         }
+        Error::Store(StoreError::Full(_)) => {
+            row(Code::ResourceExhausted, "STORE_FULL", []).again(RETRY_LATER)
+        }
         Error::Store(StoreError::Rejected(_)) => row(Code::Internal, "STORE_REJECTED", []),
         Error::Store(StoreError::Corrupt { .. }) | Error::Damaged { .. } => {
             row(Code::DataLoss, "DAMAGED", [])
@@ -251,6 +254,7 @@ mod tests {
             (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN", "", true),
             (StoreError::Unavailable(text()).into(), Code::Unavailable, "STORE_UNAVAILABLE", "", true),
             (StoreError::Unknown(text()).into(), Code::Unavailable, "STORE_OUTCOME_UNKNOWN", "", true),
+            (StoreError::Full(text()).into(), Code::ResourceExhausted, "STORE_FULL", "", true),
             (StoreError::Rejected(text()).into(), Code::Internal, "STORE_REJECTED", "", false),
             (
                 StoreError::Corrupt { key: text(), message: text() }.into(),

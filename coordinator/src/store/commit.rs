@@ -66,6 +66,8 @@ async fn settle(
     let mut doubt = None;
     loop {
         let failure = match attempt(store, txn, &mut doubt).await {
+            // Somebody has to make room first; the caller may have better to do than to wait.
+            full @ Err(StoreError::Full(_)) if doubt.is_none() => return full,
             Err(failure) if failure.retryable() => failure,
             settled => return settled,
         };

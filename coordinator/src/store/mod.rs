@@ -196,7 +196,10 @@ pub enum StoreError {
     /// The answer was lost: the transaction may or may not have been carried out.
     #[error("store answer lost: {0}")]
     Unknown(String),
-    /// The call can't ever work: too large, a session that is gone, no space left, no permission.
+    /// There is no space left, and the call changed nothing. It works again when somebody made room.
+    #[error("store is full: {0}")]
+    Full(String),
+    /// The call can't ever work: too large, a session that is gone, no permission.
     #[error("store refused the call: {0}")]
     Rejected(String),
     /// Stored bytes are not what they should be.
@@ -213,7 +216,7 @@ impl StoreError {
     /// Whether the same call may work later.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::Unknown(_) => true,
+            Self::Unavailable(_) | Self::Unknown(_) | Self::Full(_) => true,
             Self::Rejected(_) | Self::Corrupt { .. } => false,
         }
     }

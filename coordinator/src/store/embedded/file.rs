@@ -176,11 +176,7 @@ pub(super) fn disk_full(error: &redb::Error) -> bool {
 
 /// A failure before anything was changed.
 pub(super) fn failure(error: &redb::Error) -> StoreError {
-    if disk_full(error) {
-        StoreError::Rejected(format!("no space left: {error}"))
-    } else {
-        unavailable(error)
-    }
+    if disk_full(error) { StoreError::Full(error.to_string()) } else { unavailable(error) }
 }
 
 fn unavailable(error: &redb::Error) -> StoreError {

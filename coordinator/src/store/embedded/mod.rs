@@ -56,7 +56,8 @@ impl Embedded {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when another process has it or the disk fails (the text names the
-    /// directory), [`StoreError::Rejected`] when it was written by another layout or the disk is full.
+    /// directory), [`StoreError::Rejected`] when it was written by another layout, [`StoreError::Full`] when
+    /// the disk is full.
     pub async fn open(dir: impl Into<PathBuf>) -> Result<Arc<Self>, StoreError> {
         let dir = dir.into();
         let (file, revision) = tokio::task::spawn_blocking(move || StoreFile::open(&dir))

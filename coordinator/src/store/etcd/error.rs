@@ -16,6 +16,8 @@ pub(super) enum Failure {
     Compacted(String),
     /// The lease is gone.
     NoLease(String),
+    /// The space that etcd may take is used up.
+    Full(String),
     /// It can't ever work.
     Refused(String),
     /// Stored bytes are not ours.
@@ -34,6 +36,7 @@ impl Failure {
             Self::NotSent(message) | Self::Lost(message) | Self::Compacted(message) => {
                 StoreError::Unavailable(message)
             }
+            Self::Full(message) => StoreError::Full(message),
             Self::NoLease(message) | Self::Refused(message) => StoreError::Rejected(message),
             Self::Corrupt { key, message } => StoreError::Corrupt { key, message },
         }
@@ -83,6 +86,7 @@ fn of_status(status: &tonic::Status) -> Failure {
         Code::ResourceExhausted if status.message().contains("too many requests") => {
             Failure::NotSent(message)
         }
+        Code::ResourceExhausted if status.message().contains("space exceeded") => Failure::Full(message),
         Code::OutOfRange if status.message().contains("compacted") => Failure::Compacted(message),
         Code::NotFound if status.message().contains("lease not found") => Failure::NoLease(message),
         Code::InvalidArgument
@@ -138,12 +142,13 @@ mod tests {
         }
         for (code, message) in [
             (Code::InvalidArgument, "etcdserver: request is too large"),
-            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             (Code::NotFound, "etcdserver: requested lease not found"),
             (Code::PermissionDenied, "etcdserver: permission denied"),
         ] {
             assert!(matches!(meaning(code, message), StoreError::Rejected(_)), "{code} {message}");
         }
+        let full = meaning(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+        assert!(matches!(full, StoreError::Full(_)));
         let busy = meaning(Code::ResourceExhausted, "etcdserver: too many requests");
         assert!(matches!(busy, StoreError::Unavailable(_)));
     }
