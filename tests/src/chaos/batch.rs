@@ -197,6 +197,7 @@ impl Batch<'_> {
             }
             self.wait(name, is_held).await?;
         }
+        sleep(held.lasts).await;
         let answer = if held.approve {
             self.calls.ask("CommitBatch", async |client| client.commit(name, ACTOR).await).await.map(drop)
         } else {

@@ -184,7 +184,7 @@ const DISTANCE_MS: f64 = 380.0;
 const WEIGHTS: [(&str, u32); 7] = [
     ("kill", 30),
     ("pause", 22),
-    ("leave", 14),
+    ("leave", 24),
     ("partition", 22),
     ("compact", 7),
     ("nospace", 3),
@@ -335,6 +335,8 @@ pub struct Held {
     pub retry: bool,
     /// It is approved; otherwise it is cancelled.
     pub approve: bool,
+    /// How long it is left so.
+    pub lasts: Duration,
 }
 
 /// What a batch is like, and what its client does.
@@ -385,9 +387,11 @@ impl BatchPlan {
             // Crossed just so, or just not.
             if random.random_bool(0.5) { (failing - 1).max(0) } else { failing }
         });
-        let held = random
-            .random_bool(0.2)
-            .then(|| Held { retry: random.random_bool(0.6), approve: random.random_bool(0.7) });
+        let held = random.random_bool(0.25).then(|| Held {
+            retry: random.random_bool(0.6),
+            approve: random.random_bool(0.7),
+            lasts: Duration::from_millis(random.random_range(0..2_500)),
+        });
         Self {
             small_disk: random.random_bool(0.6),
             tasks,
