@@ -23,9 +23,19 @@ struct One {
 
 impl One {
     async fn start(config: &Config, store: Arc<dyn Store>) -> Self {
-        let objects = Objects::local(&config.objects_dir()).expect("opened");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("bound");
+        Self::start_as(config, store, listener, address).await
+    }
+
+    /// One that is known to the others at this address.
+    async fn start_as(
+        config: &Config,
+        store: Arc<dyn Store>,
+        listener: TcpListener,
+        address: std::net::SocketAddr,
+    ) -> Self {
+        let objects = Objects::local(&config.objects_dir()).expect("opened");
         let endpoint = format!("http://{address}");
         let shutdown = CancellationToken::new();
         let (config, host) = (config.clone(), Host::default());
@@ -404,6 +414,53 @@ async fn a_batch_whose_creation_elsewhere_was_not_heard_of_is_made_once() {
     pair.end().await;
 }
 
+#[tokio::test]
+async fn a_retry_whose_answer_was_lost_is_not_made_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = Config::embedded(dir.path().to_owned());
+    let StoreConfig::Embedded { path } = &config.store else { panic!("not embedded") };
+    let store: Arc<dyn Store> = Embedded::open(path.clone()).await.expect("opened");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let line = Line::to(listener.local_addr().expect("bound")).await;
+    let owner = One::start_as(&config, store.clone(), listener, line.address).await;
+    let other = One::start(&config, store).await;
+    let name = owner.node.create("default", spec(&other).await, "").await.expect("created").key.to_string();
+    let retry = v1::RetryFailedRequest { name };
+    let mut client = other.batches();
+    client.retry_failed(retry.clone()).await.expect("the line is open");
+    line.deaf.send_replace(true);
+    let calling = client.retry_failed(retry);
+    let asked = line.asked.clone();
+    let cut = async {
+        asked.notified().await;
+        line.cut.cancel();
+    };
+    let (answer, ()) = timeout(LONG, async { tokio::join!(calling, cut) }).await.expect("answered");
+    let status = answer.expect_err("nobody knows");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "STORE_OUTCOME_UNKNOWN"));
+    other.stop().await;
+    owner.shutdown.cancel();
+    timeout(LONG, owner.node.stopped()).await.expect("it stops");
+}
+
+#[tokio::test]
+async fn what_a_call_brought_goes_with_it() {
+    let pair = Pair::start().await;
+    let mut asked = tonic::Request::new(());
+    asked.metadata_mut().insert(layers::REQUEST_ID, "mine".parse().expect("a value"));
+    asked.set_timeout(Duration::from_secs(7));
+    let caller = peers::Caller::of(&asked, LONG);
+    let until = caller.patience();
+    let passed = served_by(&pair.other).owners.request(&caller, until);
+    let text = |name: &str| passed.metadata().get(name).map(|value| value.to_str().expect("text").to_owned());
+    assert_eq!(text(peers::FORWARDED), Some(pair.other.member().id));
+    assert_eq!(text(layers::REQUEST_ID).as_deref(), Some("mine"));
+    let left = peers::Caller::of(&passed, LONG).patience();
+    assert!(left <= until + Duration::from_millis(10), "no more time than there was");
+    assert!(peers::Caller::of(&passed, LONG).forwarded);
+    pair.end().await;
+}
+
 async fn all_batches(pair: &Pair) -> Vec<String> {
     let page = pair.store.range(keys::STATES, RangeOptions { limit: 100, ..Default::default() }).await;
     let tail = |key: &str| key.strip_prefix(keys::STATES).and_then(BatchKey::from_tail).expect("a batch");
@@ -421,6 +478,8 @@ struct Line {
     address: std::net::SocketAddr,
     /// Answers wait.
     deaf: tokio::sync::watch::Sender<bool>,
+    /// Something was asked while it was deaf.
+    asked: Arc<tokio::sync::Notify>,
     /// The line breaks, and is not to be had again.
     cut: CancellationToken,
 }
@@ -431,13 +490,28 @@ impl Line {
         let address = listener.local_addr().expect("bound");
         let (deaf, cut) = (tokio::sync::watch::Sender::new(false), CancellationToken::new());
         let (hears, ended) = (deaf.subscribe(), cut.clone());
+        let asked = Arc::new(tokio::sync::Notify::new());
+        let (is_deaf, heard) = (deaf.subscribe(), asked.clone());
         tokio::spawn(async move {
             let (client, _) = listener.accept().await.expect("somebody");
             drop(listener);
             let server = TcpStream::connect(server).await.expect("connected");
             let (mut from_client, mut to_client) = client.into_split();
             let (mut from_server, mut to_server) = server.into_split();
-            let asking = tokio::io::copy(&mut from_client, &mut to_server);
+            let asking = async {
+                let mut buffer = vec![0; 65_536];
+                loop {
+                    let read = tokio::io::AsyncReadExt::read(&mut from_client, &mut buffer).await;
+                    let Ok(bytes @ 1..) = read else { return };
+                    let written = tokio::io::AsyncWriteExt::write_all(&mut to_server, &buffer[..bytes]).await;
+                    if written.is_err() {
+                        return;
+                    }
+                    if *is_deaf.borrow() {
+                        heard.notify_one();
+                    }
+                }
+            };
             let answering = async {
                 let mut hears = hears;
                 let mut buffer = vec![0; 65_536];
@@ -454,11 +528,11 @@ impl Line {
             tokio::select! {
                 biased;
                 () = ended.cancelled() => {}
-                _ = asking => {}
+                () = asking => {}
                 () = answering => {}
             }
         });
-        Self { address, deaf, cut }
+        Self { address, deaf, asked, cut }
     }
 }
 
