@@ -19,9 +19,10 @@ use tranche_proto::v1;
 /// Events that wait for the worker's task. Few: frames may hold some MiB each, and when this is full
 /// the links stop reading, which is what a worker that can't keep up should do.
 const EVENTS: usize = 8;
-/// Frames in an outbox beside one for each lease: heartbeats and PhaseAcks. When an outbox is full the
-/// coordinator hasn't read for long: the stream is ended, and reports are sent again on the next.
-const OUTBOX_SPARE: usize = 256;
+/// Frames in an outbox beside one for each lease: heartbeats and PhaseAcks, and a Holding for each batch that a
+/// coordinator takes over, of which there may be many at once. When an outbox is full the coordinator hasn't
+/// read for long: the stream is ended, and reports are sent again on the next.
+const OUTBOX_SPARE: usize = 1024;
 /// A worker: attaches to its coordinators and runs their leases through its handlers.
 pub struct Worker {
     config: Config,

@@ -47,6 +47,7 @@ impl Machine {
         let Some(there) = self.links.get_mut(&link) else { return };
         there.attach(welcome, now);
         let ttl = there.ttl;
+        self.links_changed = true;
         self.commands.push(Command::Attached(link));
         info!(link, coordinator.id = welcome.coordinator, ?ttl, "attached");
         self.leave_others_of(link);

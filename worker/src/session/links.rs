@@ -34,6 +34,7 @@ impl Machine {
         replicas.retain(|replica| !replica.coordinator.is_empty() && !replica.endpoint.is_empty());
         if let Some(attached) = self.links.get_mut(&link).and_then(Link::attached_mut) {
             attached.replicas = replicas;
+            self.links_changed = true;
         }
     }
 
@@ -52,6 +53,9 @@ impl Machine {
     /// Makes the links that are missing, drops those of coordinators that are gone, and tells each whether
     /// it dials.
     pub(super) fn settle_links(&mut self) {
+        if !std::mem::take(&mut self.links_changed) {
+            return;
+        }
         let lists = self.links.values().filter_map(Link::attached).map(|attached| &attached.replicas);
         // By endpoint. Without a list nothing is known, so nothing goes.
         let mut there: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

@@ -98,6 +98,8 @@ pub struct Machine {
     pub(super) settings: Settings,
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) next_link: LinkId,
+    /// A stream came or went, or a list of coordinators came: see who is to be dialled.
+    pub(super) links_changed: bool,
     /// Bounded by the credit.
     pub(super) held: BTreeMap<Token, Held>,
     /// Leases that wait for a slot, the oldest first; may name some that are gone.
@@ -120,6 +122,7 @@ impl Machine {
             settings.coordinators.iter().map(|url| Link::configured(url.clone())).enumerate().collect();
         Self {
             next_link: links.len(),
+            links_changed: true,
             settings,
             links,
             held: BTreeMap::new(),
@@ -190,6 +193,7 @@ impl Machine {
             return self.commands.push(Command::Close(link, "it isn't needed any more"));
         };
         there.phase = Phase::Greeting { hello: now };
+        self.links_changed = true;
         // Whichever link granted them: the coordinator may own a batch that was another's when its leases
         // were granted.
         let held = self
@@ -214,6 +218,7 @@ impl Machine {
     fn down(&mut self, link: LinkId) {
         let Some(there) = self.links.get_mut(&link) else { return };
         there.phase = Phase::Down;
+        self.links_changed = true;
         // The missing parts went with the stream.
         self.held.retain(|_, held| held.link != link || !matches!(held.stage, Stage::Assembling(_)));
     }
