@@ -7,7 +7,7 @@ use tonic::Code;
 use tranche_client::v1::batch::{CommitMode, State};
 use tranche_client::{Client, Options, v1};
 use tranche_tests::cluster::{batch_for, batch_into, tasks};
-use tranche_tests::{Cluster, eventually, grpcurl, run, tranche};
+use tranche_tests::{Cluster, Gate, eventually, grpcurl, run, tranche};
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -164,4 +164,25 @@ async fn calls_wait_for_the_next_owner_while_one_is_paused() {
     again.cancel(&batch, "", "").await.unwrap();
     assert_eq!(again.wait(&batch).await.unwrap().state(), State::RolledBack);
     cluster.assert_invariants(&batch).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_a_batch_does_not_move_is_said_at_any_coordinator() {
+    let cluster = Cluster::builder().coordinators(2).flag("handlers", "gate").start().await;
+    let gate = Gate::new("gate");
+    gate.open();
+    gate.err(usize::MAX);
+    let _worker = cluster.attach("w1", 2, vec![gate.clone()]).await;
+    let (batch, owner, other) = owned(&cluster, batch_for("gate")).await;
+    let client = cluster.client_of(other);
+    client.append(&batch, tokio_stream::iter(tasks(4))).await.unwrap();
+    client.seal(&batch, None).await.unwrap();
+    let stuck = eventually("the batch says why it doesn't move", async || {
+        Some(client.get(&batch).await.unwrap()).filter(|seen| !seen.status_message.is_empty())
+    })
+    .await;
+    assert_eq!(stuck.state(), State::Committing);
+    assert_eq!(cluster.owner(&batch).await, Some(owner));
+    gate.err(0);
+    client.wait(&batch).await.unwrap();
 }
