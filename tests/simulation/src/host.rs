@@ -93,8 +93,6 @@ impl Hosts {
 
 /// A host's runtime and clock.
 pub(crate) struct Host {
-    /// Which.
-    pub id: HostId,
     /// What runs on it.
     pub kind: Kind,
     /// How fast its clock runs.
@@ -121,10 +119,10 @@ struct Running {
 
 impl Host {
     /// A host that starts at once.
-    pub(crate) fn new(id: HostId, kind: Kind, rate: f64, skew_ms: i64) -> Self {
+    pub(crate) fn new(kind: Kind, rate: f64, skew_ms: i64) -> Self {
         let stop = CancellationToken::new();
         let start_at = Some(At::ZERO);
-        Self { id, kind, rate, skew_ms, running: None, paused: None, start_at, restart: Duration::ZERO, stop }
+        Self { kind, rate, skew_ms, running: None, paused: None, start_at, restart: Duration::ZERO, stop }
     }
 
     /// Starts its runtime.

@@ -67,11 +67,6 @@ impl Library {
     pub(crate) fn published(&self, batch: &str) -> bool {
         self.places.get(batch).is_some_and(|place| place.published)
     }
-
-    /// The batches that have, or had, something here.
-    pub(crate) fn batches(&self) -> Vec<String> {
-        self.places.keys().cloned().collect()
-    }
 }
 
 impl Inner {

@@ -28,8 +28,3 @@ pub(crate) fn watch() {
 pub(crate) fn take() -> Option<String> {
     LAST.take()
 }
-
-/// Panics are printed again.
-pub(crate) fn unwatch() {
-    WATCHED.set(false);
-}

@@ -5,6 +5,7 @@ use crate::host::{HostId, Life};
 use crate::net::Item;
 use crate::world::Inner;
 use tranche_proto::v1;
+use tranche_proto::v1::attach_request::Frame as Up;
 use tranche_proto::v1::attach_response::Frame;
 use tranche_proto::v1::batch::State;
 use tranche_worker::{StageLease, Token};
@@ -12,7 +13,14 @@ use tranche_worker::{StageLease, Token};
 impl Inner {
     /// A frame leaves its host.
     pub(crate) fn sent(&mut self, _worker: (HostId, Life), _coordinator: (HostId, Life), item: &Item) {
-        let Item::Response(Ok(response)) = item else { return };
+        let response = match item {
+            Item::Response(Ok(response)) => response,
+            Item::Request(v1::AttachRequest { frame: Some(Up::Report(report)) }) if !report.error.is_empty() => {
+                self.check.failed.insert(token_key(report.token.as_ref()));
+                return;
+            }
+            Item::Request(_) | Item::Response(Err(_)) | Item::Taken | Item::End => return,
+        };
         match &response.frame {
             Some(Frame::Grant(grant)) if grant.phase() == v1::Phase::Stage => {
                 let token = token_key(grant.token.as_ref());
@@ -34,9 +42,12 @@ impl Inner {
         }
     }
 
-    /// Whether a staging lease's report counts. Leases for other phases have no records: they count when they
+    /// Whether a staging lease's report counts. One that failed as a whole has nothing to count. Leases for other phases have no records: they count when they
     /// were never out for staging.
     fn is_counted(&self, token: TokenKey) -> bool {
+        if self.check.failed.contains(&token) {
+            return true;
+        }
         let mut all = self.check.batches.values();
         all.all(|mirror| mirror.counted.contains(&token) || !mirror.leased.contains(&token))
     }
@@ -55,7 +66,6 @@ impl Inner {
         if let Some(mirror) = self.check.batches.get_mut(batch)
             && mirror.ended.is_some()
         {
-            mirror.late = true;
             self.say(|| format!("written after the end of {batch}, under {token}"));
         }
     }

@@ -68,8 +68,6 @@ pub(crate) struct Mirror {
     pub counted: BTreeSet<TokenKey>,
     /// It ended at this time.
     pub ended: Option<At>,
-    /// Somebody wrote into its staging after its end, while no sweep was to come.
-    pub late: bool,
 }
 
 impl Mirror {
@@ -87,6 +85,8 @@ impl Mirror {
 /// Everything that is checked.
 #[derive(Default)]
 pub(crate) struct Checker {
+    /// Leases that failed as a whole, as their workers said.
+    failed: BTreeSet<TokenKey>,
     /// The batches, by name.
     pub batches: BTreeMap<String, Mirror>,
     /// Which batch each request made.
@@ -171,8 +171,8 @@ impl Inner {
         let now = self.now;
         let state = mirror.at();
         let late_again = touched.state.as_ref().is_some_and(|before| {
-            let swept = |state: Option<&v1::StateRecord>| state.is_some_and(|s| s.swept);
-            mirror.late_sweep() && !swept(before.as_ref()) && swept(mirror.state.as_ref())
+            let swept = mirror.state.as_ref().is_some_and(|state| state.swept);
+            swept && before.as_ref().is_some_and(|before| before.late_sweep && !before.swept)
         });
         let decided = touched.decision.as_ref().is_some_and(Option::is_none);
         let ends = matches!(state, State::Committed | State::RolledBack) && was != Some(state);
