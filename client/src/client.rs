@@ -67,8 +67,8 @@ impl Client {
         &self.options
     }
 
-    /// The generated client of the coordinator in use, for what has no helper here. It neither repeats, nor limits
-    /// in time, nor moves on.
+    /// The generated client of the coordinator in use, for what has no helper here. It neither repeats, nor
+    /// limits in time, nor moves on.
     pub fn batches(&self) -> BatchServiceClient<Channel> {
         BatchServiceClient::new(self.coordinators.channel()).max_decoding_message_size(MAX_FRAME_BYTES)
     }

@@ -21,8 +21,8 @@ const LIVE_WAIT: Duration = Duration::from_secs(1);
 const CREATE_WAIT: Duration = Duration::from_secs(3);
 
 impl Batches {
-    /// Makes a batch at another coordinator, if that is to have the next one; otherwise, or when it doesn't, here.
-    /// The request id makes it one batch, whatever became of the first attempt.
+    /// Makes a batch at another coordinator, if that is to have the next one; otherwise, or when it doesn't,
+    /// here. The request id makes it one batch, whatever became of the first attempt.
     pub(super) async fn create(
         &self,
         caller: &Caller,
@@ -83,7 +83,7 @@ impl Batches {
             self.owners.ask(caller, &owner, there).await.map(|answer| Some(answer.into_inner()))
         };
         match timeout_at(Instant::now() + LIVE_WAIT, asking).await {
-            // The counters are those of the store: the owner may not have heard yet of what was just decided here.
+            // The counters are those of the store: the owner may not have heard yet of what was just decided.
             Ok(Ok(Some(live))) => read.status_message = live.status_message,
             Ok(Ok(None)) => {}
             Ok(Err(status)) => tracing::debug!(batch.id = %batch, error = %status, "owner doesn't answer"),

@@ -139,8 +139,8 @@ impl Owners {
         Self { node, peers, relayed: Arc::new(Semaphore::new(most_relayed)), most_relayed }
     }
 
-    /// Makes a unary call where its batch is driven. `here` makes it here, and answers `NotOwned` only when it did
-    /// nothing; `there` makes it with a client of the owner, and with metadata to go with it.
+    /// Makes a unary call where its batch is driven. `here` makes it here, and answers `NotOwned` only when it
+    /// did nothing; `there` makes it with a client of the owner, and with metadata to go with it.
     pub(crate) async fn call<T, H, HF, P, PF>(
         &self,
         caller: &Caller,

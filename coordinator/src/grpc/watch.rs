@@ -33,9 +33,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 pub(crate) type Updates = BoxStream<'static, Result<v1::WatchBatchResponse, Status>>;
 
 /// The messages about one batch, from owner to owner: `first` is what the present one tells, `next` (none: only
-/// that one is asked for) finds the one after, whose first message must not be older than what any owner before it told. The client doesn't
-/// notice: nothing is told twice, and a decision that fell into the gap is told before the end. `permit` is
-/// given back when the stream is dropped.
+/// that one is asked for) finds the one after, whose first message must not be older than what any owner
+/// before it told. The client doesn't notice: nothing is told twice, and a decision that fell into the gap is
+/// told before the end. `permit` is given back when the stream is dropped.
 pub(crate) fn follow<F, Fut>(
     first: Updates,
     next: Option<F>,

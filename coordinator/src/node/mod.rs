@@ -140,8 +140,9 @@ impl Node {
         }
     }
 
-    /// Whether this coordinator drives the batch although the store has its lock as another's, or as free. One that
-    /// was cut off from the store doesn't know it at once: what it shows is older than what the next owner shows.
+    /// Whether this coordinator drives the batch although the store has its lock as another's, or as free. One
+    /// that was cut off from the store doesn't know it at once: what it shows is older than what the next owner
+    /// shows.
     pub async fn cut_off(&self, batch: &BatchKey) -> Result<bool, Error> {
         if self.shared.handle(batch).is_none() {
             return Ok(false);
