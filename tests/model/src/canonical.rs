@@ -13,7 +13,7 @@ use tranche_guards::Guard;
 
 impl Batch {
     /// The state under its first name.
-    pub(crate) fn canonical(&self, mut state: State) -> State {
+    pub(crate) fn canonical(self, mut state: State) -> State {
         self.forget_doomed(&mut state);
         order_coordinators(&mut state);
         for range in 0..RANGES {
@@ -24,14 +24,14 @@ impl Batch {
     }
 
     /// Whether a compare of the write can never hold again.
-    fn doomed(&self, write: &Write, state: &State) -> bool {
+    fn doomed(self, write: &Write, state: &State) -> bool {
         let once = if write.decision.is_some() { Guard::DecisionOnce } else { Guard::UndecidedCompare };
         (self.on(Guard::EpochCompare) && !write.epoch_holds)
             || (self.on(Guard::RecordCompare) && !write.records_hold)
             || (self.on(once) && write.undecided && state.decision.is_some())
     }
 
-    fn forget_doomed(&self, state: &mut State) {
+    fn forget_doomed(self, state: &mut State) {
         if state.stray.is_some_and(|write| self.doomed(&write, state)) {
             state.stray = None;
         }
@@ -56,7 +56,7 @@ impl Batch {
             }
             // It reads again.
             Cancel::Sent { cutoff_holds: false, .. } if self.on(Guard::CutoffFrozen) => {
-                state.cancel = Cancel::Open
+                state.cancel = Cancel::Open;
             }
             Cancel::Open | Cancel::Sent { .. } | Cancel::Over => {}
         }

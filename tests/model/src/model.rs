@@ -105,7 +105,7 @@ pub enum Action {
 
 impl Batch {
     /// The guard is in place.
-    pub fn on(&self, guard: Guard) -> bool {
+    pub fn on(self, guard: Guard) -> bool {
         self.off != Some(guard)
     }
 
@@ -159,33 +159,33 @@ impl Batch {
     }
 
     /// The state after the step; `None`: it isn't possible.
-    pub fn step(&self, state: &State, action: Action) -> Option<State> {
+    pub fn step(self, state: &State, action: Action) -> Option<State> {
         let next = match action {
             Action::TakeOver(c) => self.take_over(state, c),
-            Action::NoticeLoss(c) => self.notice_loss(state, c),
-            Action::Hear(c) => self.hear(state, c),
+            Action::NoticeLoss(c) => Self::notice_loss(state, c),
+            Action::Hear(c) => Self::hear(state, c),
             Action::Grant(c, r) => self.grant(state, c, r),
             Action::Backup(c, r) => self.back_up(state, c, r),
             Action::Count(c, r, a) => self.count(state, c, r, a),
             Action::Lose(c, r, a) => self.lose(state, c, r, a),
             Action::LoseUnheard(c, r, a) => self.lose_unheard(state, c, r, a),
             Action::Deadline(c) => self.pass_deadline(state, c),
-            Action::Enter(c) => self.enter(state, c),
+            Action::Enter(c) => Self::enter(state, c),
             Action::Finish(c, r) => self.finish(state, c, r),
-            Action::Publish(c) => self.publish(state, c),
+            Action::Publish(c) => Self::publish(state, c),
             Action::Sweep(c) => self.sweep(state, c),
             Action::Apply(c) => self.apply(state, c, false),
             Action::ApplyTwice(c) => self.apply(state, c, true),
             Action::ApplyStray => self.apply_stray(state),
-            Action::ExpireDead => self.expire_dead(state),
+            Action::ExpireDead => Self::expire_dead(state),
             Action::Cancel => self.send_cancel(state),
             Action::CancelApply => self.apply_cancel(state),
             Action::Deliver(r, a) => self.deliver(state, r, a),
-            Action::Stage(r, a) => self.stage(state, r, a),
-            Action::Attach(r, a) => self.attach(state, r, a),
-            Action::Stop(r, a) => self.stop(state, r, a),
+            Action::Stage(r, a) => Self::stage(state, r, a),
+            Action::Attach(r, a) => Self::attach(state, r, a),
+            Action::Stop(r, a) => Self::stop(state, r, a),
             Action::Settle(r, a) => self.settle(state, r, a),
-            Action::Wake(r, a) => self.wake(state, r, a),
+            Action::Wake(r, a) => Self::wake(state, r, a),
             Action::Crash(c, kept) => self.crash(state, c, kept),
             Action::Expire => self.expire(state),
             Action::Stray(c) => self.stray(state, c),
@@ -198,7 +198,7 @@ impl Batch {
     }
 
     /// The state with one more fault, if one more may happen.
-    pub(crate) fn fault(&self, state: &State) -> Option<State> {
+    pub(crate) fn fault(self, state: &State) -> Option<State> {
         (state.faults < self.faults).then(|| State { faults: state.faults + 1, ..*state })
     }
 }

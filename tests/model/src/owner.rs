@@ -42,12 +42,12 @@ impl Batch {
         Write { range: r as u8, record: state.ranges[r].record, ..Self::write(state, c, kind) }
     }
 
-    fn put(mut state: State, c: usize, write: Write) -> Option<State> {
+    fn put(mut state: State, c: usize, write: Write) -> State {
         state.coordinators[c].write = Some(write);
-        Some(state)
+        state
     }
 
-    pub(crate) fn take_over(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn take_over(self, state: &State, c: usize) -> Option<State> {
         let taker = &state.coordinators[c];
         if state.locked || state.record.swept || taker.owner || taker.write.is_some() {
             return None;
@@ -70,7 +70,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn notice_loss(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn notice_loss(state: &State, c: usize) -> Option<State> {
         let coordinator = &state.coordinators[c];
         if !coordinator.owner || coordinator.epoch_holds || coordinator.write.is_some() {
             return None;
@@ -90,7 +90,7 @@ impl Batch {
         }
     }
 
-    pub(crate) fn hear(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn hear(state: &State, c: usize) -> Option<State> {
         let coordinator = &state.coordinators[c];
         if !coordinator.owner || coordinator.heard || coordinator.write.is_some() || state.decision.is_none()
         {
@@ -101,7 +101,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn grant(&self, state: &State, c: usize, r: usize) -> Option<State> {
+    pub(crate) fn grant(self, state: &State, c: usize, r: usize) -> Option<State> {
         if !Self::undecided(state, c) {
             return None;
         }
@@ -121,7 +121,7 @@ impl Batch {
         self.lease_range(state, c, r, u8::from(fresh(&range.record)))
     }
 
-    pub(crate) fn back_up(&self, state: &State, c: usize, r: usize) -> Option<State> {
+    pub(crate) fn back_up(self, state: &State, c: usize, r: usize) -> Option<State> {
         let all_dealt = state.cutoff == self.ranges
             && !state.ranges.iter().any(|r| r.record.phase == RangePhase::Leased && r.record.lease == 0);
         let out = |a: &usize| state.ranges[r].record.lease & 1 << a != 0;
@@ -134,7 +134,7 @@ impl Batch {
         self.lease_range(state, c, r, 0)
     }
 
-    fn lease_range(&self, state: &State, c: usize, r: usize, fresh: u8) -> Option<State> {
+    fn lease_range(self, state: &State, c: usize, r: usize, fresh: u8) -> Option<State> {
         let range = &state.ranges[r];
         let busy = state.attempts().filter(|(_, _, attempt)| attempt.side.busy()).count();
         if busy >= WORKERS || range.len >= self.attempts {
@@ -152,10 +152,10 @@ impl Batch {
             write.attempt = 1 << a;
             write.record.lease |= write.attempt;
         }
-        Self::put(next, c, write)
+        Some(Self::put(next, c, write))
     }
 
-    pub(crate) fn count(&self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn count(self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
         let (range, bit): (_, Mask) = (&state.ranges[r], 1 << a);
         let reports = matches!(range.attempts[a].side, Side::Done | Side::LateDone);
         let out = range.record.lease & bit != 0;
@@ -175,18 +175,18 @@ impl Batch {
         if !self.on(Guard::AckAfterDurable) {
             next[(r, a)].side = Side::Counted;
         }
-        Self::put(next, c, write)
+        Some(Self::put(next, c, write))
     }
 
     /// The last report decides, in its own write.
-    fn decide_if_complete(&self, write: &mut Write, cutoff: u8) {
+    fn decide_if_complete(self, write: &mut Write, cutoff: u8) {
         if write.state.staged + write.state.failed >= self.ranges {
             write.decision = Some(Decision { outcome: Outcome::Commit, cutoff });
             write.state.phase = Phase::Committing;
         }
     }
 
-    pub(crate) fn lose(&self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn lose(self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
         let side = state[(r, a)].side;
         match side {
             // Nobody stages it: its worker died, stopped by itself, or says that it never got it, or forgot it.
@@ -200,7 +200,7 @@ impl Batch {
         }
     }
 
-    pub(crate) fn lose_unheard(&self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn lose_unheard(self, state: &State, c: usize, r: usize, a: usize) -> Option<State> {
         let late = match state[(r, a)].side {
             // Staged, and its report doesn't come through.
             Side::Done => false,
@@ -213,7 +213,7 @@ impl Batch {
         self.lose_lease(&self.fault(state)?, c, r, a, late)
     }
 
-    fn lose_lease(&self, state: &State, c: usize, r: usize, a: usize, late: bool) -> Option<State> {
+    fn lose_lease(self, state: &State, c: usize, r: usize, a: usize, late: bool) -> Option<State> {
         if !Self::undecided(state, c) || state.ranges[r].record.lease & 1 << a == 0 {
             return None;
         }
@@ -228,20 +228,20 @@ impl Batch {
             write.state.failed += 1;
             self.decide_if_complete(&mut write, state.cutoff);
         }
-        Self::put(*state, c, write)
+        Some(Self::put(*state, c, write))
     }
 
-    pub(crate) fn pass_deadline(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn pass_deadline(self, state: &State, c: usize) -> Option<State> {
         if !self.deadline || !Self::undecided(state, c) {
             return None;
         }
         let mut write = Self::write(state, c, Kind::Enter);
         write.decision = Some(Decision { outcome: Outcome::Rollback, cutoff: state.cutoff });
         write.state.phase = Phase::RollingBack;
-        Self::put(*state, c, write)
+        Some(Self::put(*state, c, write))
     }
 
-    pub(crate) fn enter(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn enter(state: &State, c: usize) -> Option<State> {
         if !Self::drives(state, c) || !state.coordinators[c].heard || state.record.phase != Phase::Importing {
             return None;
         }
@@ -250,10 +250,10 @@ impl Batch {
             Outcome::Commit => Phase::Committing,
             Outcome::Rollback => Phase::RollingBack,
         };
-        Self::put(*state, c, write)
+        Some(Self::put(*state, c, write))
     }
 
-    pub(crate) fn finish(&self, state: &State, c: usize, r: usize) -> Option<State> {
+    pub(crate) fn finish(self, state: &State, c: usize, r: usize) -> Option<State> {
         if !Self::drives(state, c) || !state.coordinators[c].heard {
             return None;
         }
@@ -264,7 +264,7 @@ impl Batch {
         }
     }
 
-    fn commit(&self, state: &State, c: usize, r: usize) -> Option<State> {
+    fn commit(self, state: &State, c: usize, r: usize) -> Option<State> {
         let record = state.ranges[r].record;
         if record.phase != RangePhase::Staged || record.winners == 0 {
             return None;
@@ -280,10 +280,10 @@ impl Batch {
         let mut write = Self::write_range(state, c, Kind::Finish, r);
         write.record.phase = RangePhase::Committed;
         write.state.committed += 1;
-        Self::put(next, c, write)
+        Some(Self::put(next, c, write))
     }
 
-    fn rollback(&self, state: &State, c: usize, r: usize) -> Option<State> {
+    fn rollback(self, state: &State, c: usize, r: usize) -> Option<State> {
         let record = state.ranges[r].record;
         if !matches!(record.phase, RangePhase::Leased | RangePhase::Staged) {
             return None;
@@ -311,10 +311,10 @@ impl Batch {
         write.state.rolled_back += 1;
         // The lease ended though its worker never said that it stopped.
         write.state.late_sweep |= silent;
-        Self::put(next, c, write)
+        Some(Self::put(next, c, write))
     }
 
-    pub(crate) fn publish(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn publish(state: &State, c: usize) -> Option<State> {
         let left = |range: &crate::state::Range| {
             range.record.phase == RangePhase::Staged && range.record.winners != 0
         };
@@ -327,10 +327,10 @@ impl Batch {
         }
         let mut write = Self::write(state, c, Kind::End);
         write.state.phase = Phase::Committed;
-        Self::put(*state, c, write)
+        Some(Self::put(*state, c, write))
     }
 
-    pub(crate) fn sweep(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn sweep(self, state: &State, c: usize) -> Option<State> {
         if !Self::drives(state, c) || !state.coordinators[c].heard || state.record.swept {
             return None;
         }
@@ -368,7 +368,7 @@ impl Batch {
             return Some(next);
         }
         next.broken.unclean_end |= found && kind == Kind::End;
-        Self::put(next, c, Write { state: record, ..Self::write(state, c, kind) })
+        Some(Self::put(next, c, Write { state: record, ..Self::write(state, c, kind) }))
     }
 }
 

@@ -9,7 +9,7 @@ use tranche_guards::Guard;
 impl Batch {
     /// The write of a driver, and its answer. An answer that is lost is no case of its own: the owner reads
     /// the write back, and goes on from there.
-    pub(crate) fn apply(&self, state: &State, c: usize, twice: bool) -> Option<State> {
+    pub(crate) fn apply(self, state: &State, c: usize, twice: bool) -> Option<State> {
         let write = state.coordinators[c].write?;
         if twice && state.stray.is_some() {
             return None;
@@ -44,7 +44,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn apply_stray(&self, state: &State) -> Option<State> {
+    pub(crate) fn apply_stray(self, state: &State) -> Option<State> {
         let mut next = *state;
         let write = next.stray.take()?;
         self.carry_out(&mut next, write, None)?;
@@ -53,7 +53,7 @@ impl Batch {
 
     /// Carries out a write, and gives it back with the token that it was given. `None`: a compare doesn't hold.
     /// `driver/ledger.rs`: `transaction`.
-    fn carry_out(&self, state: &mut State, mut write: Write, writer: Option<usize>) -> Option<Write> {
+    fn carry_out(self, state: &mut State, mut write: Write, writer: Option<usize>) -> Option<Write> {
         let once = if write.decision.is_some() { Guard::DecisionOnce } else { Guard::UndecidedCompare };
         if (self.on(Guard::EpochCompare) && !write.epoch_holds)
             || (self.on(Guard::RecordCompare) && !write.records_hold)
@@ -145,7 +145,7 @@ impl Batch {
         }
     }
 
-    pub(crate) fn expire_dead(&self, state: &State) -> Option<State> {
+    pub(crate) fn expire_dead(state: &State) -> Option<State> {
         if !state.locked || state.coordinators.iter().any(|coordinator| coordinator.epoch_holds) {
             return None;
         }
@@ -154,7 +154,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn expire(&self, state: &State) -> Option<State> {
+    pub(crate) fn expire(self, state: &State) -> Option<State> {
         if !state.coordinators.iter().any(|coordinator| coordinator.epoch_holds) {
             return None;
         }
@@ -163,7 +163,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn crash(&self, state: &State, c: usize, kept: bool) -> Option<State> {
+    pub(crate) fn crash(self, state: &State, c: usize, kept: bool) -> Option<State> {
         let coordinator = &state.coordinators[c];
         if !coordinator.owner || (kept && (coordinator.write.is_none() || state.stray.is_some())) {
             return None;
@@ -177,7 +177,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn stray(&self, state: &State, c: usize) -> Option<State> {
+    pub(crate) fn stray(self, state: &State, c: usize) -> Option<State> {
         if state.coordinators[c].write.is_none() || state.stray.is_some() {
             return None;
         }
@@ -187,7 +187,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn send_cancel(&self, state: &State) -> Option<State> {
+    pub(crate) fn send_cancel(self, state: &State) -> Option<State> {
         if !self.cancel || state.cancel != Cancel::Open || state.decision.is_some() {
             return None;
         }
@@ -196,7 +196,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn apply_cancel(&self, state: &State) -> Option<State> {
+    pub(crate) fn apply_cancel(self, state: &State) -> Option<State> {
         let Cancel::Sent { cutoff, cutoff_holds } = state.cancel else { return None };
         if (self.on(Guard::DecisionOnce) && state.decision.is_some())
             || (self.on(Guard::CutoffFrozen) && !cutoff_holds)

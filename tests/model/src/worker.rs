@@ -5,7 +5,7 @@ use crate::state::{Data, Kind, Side, State};
 use tranche_guards::Guard;
 
 impl Batch {
-    pub(crate) fn deliver(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn deliver(self, state: &State, r: usize, a: usize) -> Option<State> {
         let c = match state[(r, a)].side {
             Side::SendingA => 0,
             Side::SendingB => 1,
@@ -19,7 +19,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn stage(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn stage(state: &State, r: usize, a: usize) -> Option<State> {
         let side = match state[(r, a)].side {
             Side::Held => Side::Done,
             Side::Late => Side::LateDone,
@@ -31,7 +31,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn attach(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn attach(state: &State, r: usize, a: usize) -> Option<State> {
         let attempt = state[(r, a)];
         let record = &state.ranges[r].record;
         let lost = (record.lease | record.winners) & 1 << a == 0;
@@ -44,7 +44,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn stop(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn stop(state: &State, r: usize, a: usize) -> Option<State> {
         if !matches!(state[(r, a)].side, Side::Held | Side::Late) || !state.lost(r, a) {
             return None;
         }
@@ -53,7 +53,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn settle(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn settle(self, state: &State, r: usize, a: usize) -> Option<State> {
         if !matches!(state[(r, a)].side, Side::Done | Side::LateDone) {
             return None;
         }
@@ -77,7 +77,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn wake(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn wake(state: &State, r: usize, a: usize) -> Option<State> {
         if state[(r, a)].side != Side::Dozing {
             return None;
         }
@@ -86,7 +86,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn pause(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn pause(self, state: &State, r: usize, a: usize) -> Option<State> {
         if state[(r, a)].side != Side::Held {
             return None;
         }
@@ -95,7 +95,7 @@ impl Batch {
         Some(next)
     }
 
-    pub(crate) fn lapse(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn lapse(self, state: &State, r: usize, a: usize) -> Option<State> {
         if state[(r, a)].side != Side::Held || state.lost(r, a) {
             return None;
         }
@@ -106,7 +106,7 @@ impl Batch {
 
     /// A worker that was paused doesn't also die between its late work and the removal of it once the last
     /// sweep began: what is left then nobody can find.
-    pub(crate) fn crash_worker(&self, state: &State, r: usize, a: usize) -> Option<State> {
+    pub(crate) fn crash_worker(self, state: &State, r: usize, a: usize) -> Option<State> {
         let attempt = state[(r, a)];
         let folding = state.record.swept || state.writes().any(|write| write.kind == Kind::Fold);
         let side = match attempt.side {
