@@ -127,8 +127,6 @@ impl Driver {
             let step = self.batch.step(self.shared.now());
             self.act(step.commands);
         }
-        // Reports that are lost with this driver are sent again to the batch's next owner, when it says so.
-        self.shared.dispatch.unregister(&self.key, &self.handler, &self.wake);
         match result {
             Ok(()) => tracing::debug!(batch.id = %self.key, ended = self.ended, "driver stopped"),
             Err(error) => tracing::warn!(batch.id = %self.key, %error, "driver stopped"),
@@ -238,7 +236,13 @@ impl Driver {
             // The batch can't end without its report; a storage that is full or away for a while only
             // delays it.
             self.ledger.report_uri = loop {
-                match self.write_report(&write, known).await {
+                let written = tokio::select! {
+                    biased;
+                    // The next owner writes it.
+                    () = stop.cancelled() => return Err(Error::ShuttingDown),
+                    written = self.write_report(&write, known) => written,
+                };
+                match written {
                     Ok(uri) => break uri,
                     Err(error) => {
                         tracing::warn!(batch.id = %self.key, %error, "completion report not written yet");
@@ -383,6 +387,14 @@ impl Driver {
             }
             changed
         });
+    }
+}
+
+impl Drop for Driver {
+    /// However it ends. Reports that are lost with it are sent again to the batch's next owner, when it says
+    /// that it is.
+    fn drop(&mut self) {
+        self.shared.dispatch.unregister(&self.key, &self.handler, &self.wake);
     }
 }
 

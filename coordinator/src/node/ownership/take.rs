@@ -6,11 +6,14 @@ use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Revision, SessionId, Txn, TxnOutcome, commit};
 use bytes::Bytes;
+use futures::FutureExt as _;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tranche_engine::Event;
 use tranche_proto::stored::Stored;
 use tranche_proto::v1;
@@ -60,7 +63,7 @@ impl Takes {
 
     /// The lock was taken.
     pub(super) fn taken(&mut self, shared: &Shared, batch: BatchKey, owner: &str, epoch: Revision) {
-        if owner == shared.id && shared.handle(&batch).is_none() {
+        if owner == shared.id && !driven(shared, &batch, epoch) {
             self.plan(batch, Job::Drive(epoch), OWN_MOMENT);
         } else {
             self.drop_job(&batch);
@@ -97,11 +100,16 @@ impl Takes {
             let Some((_, job)) = self.jobs.remove(&batch) else { continue };
             let shared = shared.clone();
             self.work.spawn(async move {
-                let result = match job {
-                    Job::Take => take(&shared, &batch).await,
-                    Job::Drive(_) if shared.handle(&batch).is_some() => Ok(()),
-                    Job::Drive(epoch) => begin(&shared, &batch, epoch).await,
+                let work = async {
+                    match job {
+                        Job::Take => take(&shared, &batch).await,
+                        Job::Drive(epoch) if driven(&shared, &batch, epoch) => Ok(()),
+                        Job::Drive(epoch) => begin(&shared, &batch, epoch).await,
+                    }
                 };
+                // A batch that makes this panic must not be without an owner for ever.
+                let result = AssertUnwindSafe(work).catch_unwind().await;
+                let result = result.unwrap_or_else(|_| Err(Error::NotOwned { batch: batch.clone() }));
                 (batch, job, result)
             });
         }
@@ -121,7 +129,7 @@ impl Takes {
     }
 
     fn done(&mut self, shared: &Shared, done: Result<Done, JoinError>) {
-        // One that panicked was heard of; nothing more is known of it.
+        // It doesn't panic, and isn't aborted while this lives.
         let Ok((batch, job, result)) = done else { return };
         self.first.remove(&batch);
         let Err(error) = result else { return };
@@ -196,9 +204,15 @@ pub(in crate::node) async fn drive_created(
     }
 }
 
+/// Whether the batch has a driver of this epoch or a later one. One of an earlier epoch doesn't count: it can
+/// write nothing, and only doesn't know it yet.
+fn driven(shared: &Shared, batch: &BatchKey, epoch: Revision) -> bool {
+    shared.handle(batch).is_some_and(|handle| handle.epoch().0 >= epoch)
+}
+
 /// Drives a batch whose lock this coordinator took at this epoch, unless it is driven, or was lost meanwhile.
 async fn begin(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
-    if shared.handle(batch).is_none() {
+    if !driven(shared, batch, epoch) {
         drive(shared, batch, epoch).await?;
     }
     // The watch may have come by a decision after the records were read, when nobody was there to be told.
@@ -224,8 +238,33 @@ async fn drive(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Resul
     }
     let (shared, batch) = (shared.clone(), batch.clone());
     term.drivers.spawn(async move {
-        driver.run(term.stop).await;
+        let ran = AssertUnwindSafe(driver.run(term.stop.clone())).catch_unwind().await;
         shared.disown(&batch, &handle);
+        if ran.is_err() {
+            release(&shared, &batch, epoch, &term.stop).await;
+        }
     });
     Ok(())
+}
+
+/// The driver panicked: a mistake of ours. The lock would keep the batch from every owner as long as this
+/// process lives; without it another begins from the records, and so may this one.
+async fn release(shared: &Shared, batch: &BatchKey, epoch: Revision, stop: &CancellationToken) {
+    tracing::error!(batch.id = %batch, "driver failed, its lock is given up");
+    tokio::select! {
+        biased;
+        // The lock goes with the session.
+        () = stop.cancelled() => return,
+        () = tokio::time::sleep(PAUSE) => {}
+    }
+    let lock = keys::lock(batch);
+    let txn = Txn::new().created(lock.clone(), epoch).delete(lock);
+    while let Err(error) = commit::commit(&*shared.store, &txn).await {
+        tracing::warn!(batch.id = %batch, %error, "lock not given up yet");
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
 }

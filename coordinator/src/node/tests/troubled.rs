@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 /// What befalls the call that a trap is for.
 enum Then {
     Fail,
+    Panic,
     /// It is carried on only when the second is sent (or dropped).
     Wait(oneshot::Sender<()>, oneshot::Receiver<()>),
 }
@@ -58,6 +59,11 @@ impl Troubled {
         self.set(call, Then::Fail);
     }
 
+    /// Whoever makes the next call that begins like this panics.
+    pub(super) fn panic(&self, call: &str) {
+        self.set(call, Then::Panic);
+    }
+
     /// The next call that begins like this waits.
     pub(super) fn stop(&self, call: &str) -> Stopped {
         let ((there, reached), (go, gone)) = (oneshot::channel(), oneshot::channel());
@@ -83,6 +89,7 @@ impl Troubled {
         match trap.map(|trap| trap.then) {
             None => Ok(()),
             Some(Then::Fail) => Err(StoreError::Unavailable("by order of the test".to_owned())),
+            Some(Then::Panic) => panic!("by order of the test"),
             Some(Then::Wait(there, go)) => {
                 let _ = there.send(());
                 let _ = go.await;
