@@ -64,3 +64,12 @@ impl Disk {
         self.root.join("ballast")
     }
 }
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.small {
+            // The folder can't be removed before. If it fails, the namespace's end does it.
+            let _ = Command::new("umount").arg("--lazy").arg(&self.root).output();
+        }
+    }
+}
