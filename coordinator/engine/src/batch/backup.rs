@@ -166,6 +166,13 @@ impl Batch {
         }
     }
 
+    /// Nothing of what it was told to stop runs at this worker any more. False: there was nothing.
+    pub(super) fn forget_stopping(&mut self, worker: &WorkerKey) -> bool {
+        let before = self.stopping.len();
+        self.stopping.retain(|_, stopping| stopping.worker != *worker);
+        self.stopping.len() < before
+    }
+
     /// When a worker that was told to stop, and didn't say that it has, is given up. The end of the batch
     /// asks for no word any more.
     pub(super) fn gives_up_at(&self, stopping: &Stopping) -> Duration {

@@ -69,7 +69,10 @@ impl Batch {
             state.gone = true;
         }
         self.after.retain(|command| !matches!(command, Command::Grant(grant) if grant.worker == *worker));
-        self.stopping.retain(|_, stopping| stopping.worker != *worker);
+        if self.forget_stopping(worker) && self.records.state.state.is_final() {
+            // It may have staged until now, and the sweep may have been before.
+            self.sweep_late();
+        }
         for token in self.leases_of(|_, lease| lease.worker == *worker) {
             if self.dirty.full() {
                 return false;
@@ -143,7 +146,7 @@ impl Batch {
     /// Nothing of the batch is staged there any more.
     pub(super) fn phase_ack(&mut self, worker: &WorkerKey) {
         if self.records.decision.is_some() {
-            self.stopping.retain(|_, stopping| stopping.worker != *worker);
+            self.forget_stopping(worker);
         }
         for token in self.leases_of(|_, lease| lease.worker == *worker && lease.phase == Phase::Stage) {
             if self.records.decision.is_some() {

@@ -413,3 +413,18 @@ fn only_the_winner_is_committed() {
     let named: Vec<_> = commit.attempts.iter().map(|attempt| attempt.token).collect();
     assert_eq!((commit.phase, named), (Phase::Commit, vec![backup.token]));
 }
+
+#[test]
+fn a_worker_that_dies_after_the_sweep_before_it_stopped_makes_it_sweep_late() {
+    let (mut desk, _, backup) = doubled(spec());
+    desk.report(done(&backup));
+    desk.settle();
+    for _ in 0..3 {
+        desk.does(&worker("b"));
+    }
+    desk.gone(&worker("a"));
+    desk.settle();
+    assert!(desk.store.records.state.late_sweep && !desk.ended);
+    desk.does(&worker("b"));
+    assert!(desk.ended);
+}

@@ -101,6 +101,7 @@ impl World {
 
     /// I4, and nothing is owed to anybody.
     fn at_the_end(&mut self) -> Result<(), String> {
+        self.thaw();
         let records = &self.desk.store.records;
         let state = &records.state;
         if state.total > self.appended {

@@ -6,6 +6,9 @@ use crate::library::Library;
 use crate::support::{but, error, found};
 use tranche_engine::{Event, Grant, Phase, Report, Runs, Token, WorkerKey};
 
+/// When paused processes wake up: after the normal sweep, before the late one.
+const AFTER_THE_END_MS: i64 = 500;
+
 impl World {
     pub(super) fn work(&mut self, index: usize, lease: usize, how: &How) {
         let poison = self.poison;
@@ -128,9 +131,11 @@ impl World {
         self.queue.retain(|other| *other != key);
     }
 
-    /// The batch has ended: paused processes wake up, and are killed before they hear anything.
+    /// The batch has ended, and was swept: paused processes wake up, and are killed before they hear
+    /// anything.
     pub(super) fn thaw(&mut self) {
-        if self.desk.state().is_final() {
+        let (state, now) = (&self.desk.store.records.state, self.desk.now());
+        if self.desk.ended || state.state.is_final() && now.wall_ms >= state.end_time_ms + AFTER_THE_END_MS {
             for worker in &mut self.workers {
                 for (token, runs) in worker.frozen.drain(..) {
                     self.library.stage(token, &runs);
