@@ -48,7 +48,7 @@ fn rolled_back() -> Desk {
 fn a_lease_that_expires_makes_the_batch_be_swept_late_in_the_same_write() {
     let mut desk = desk();
     desk.lease(&worker("a"));
-    desk.wait(TTL - MS);
+    desk.wait(TTL.saturating_sub(MS));
     desk.settle();
     assert!(!late(&desk));
     desk.wait(MS);
@@ -83,7 +83,7 @@ fn a_commit_is_swept_again_later_and_only_then_folded() {
     let b = worker("b");
     let due = desk.at + LATER;
     assert_eq!((desk.batch.appetite(desk.now()), desk.batch.wake_at(desk.now())), (0, Some(due)));
-    desk.wait(LATER - MS);
+    desk.wait(LATER.saturating_sub(MS));
     assert_eq!(desk.batch.appetite(desk.now()), 0);
     desk.ask(&b);
     assert_eq!(desk.settle(), [Command::Return { worker: b.clone(), keep: true }]);
@@ -103,7 +103,7 @@ fn a_commit_is_swept_again_later_and_only_then_folded() {
 fn what_a_rollbacks_late_sweep_finds_is_counted() {
     let mut desk = rolled_back();
     let b = worker("b");
-    desk.wait(LATER - MS);
+    desk.wait(LATER.saturating_sub(MS));
     assert_eq!(desk.batch.appetite(desk.now()), 0);
     desk.wait(MS);
     let sweep = desk.lease(&b);

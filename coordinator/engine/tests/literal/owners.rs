@@ -274,7 +274,7 @@ fn a_worker_that_never_answers_a_new_owner_loses_its_leases_after_their_full_tim
     let grant = desk.lease(&a);
     desk.wait_seconds(9);
     desk.take_over();
-    desk.wait(crate::support::TTL - Duration::from_millis(1));
+    desk.wait(crate::support::TTL.saturating_sub(Duration::from_millis(1)));
     assert_eq!(desk.settle(), []);
     desk.wait(Duration::from_millis(1));
     let revoke = Command::Revoke { worker: a, token: grant.token, reason: "lease expired" };

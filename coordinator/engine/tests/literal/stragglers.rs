@@ -64,7 +64,7 @@ fn a_lease_is_slow_when_it_is_out_for_backup_after_and_not_a_moment_before() {
     desk.lease(&a);
     let slow_at = desk.at + AFTER;
     assert_eq!(desk.batch.wake_at(desk.now()), Some(slow_at));
-    desk.wait(AFTER - MS);
+    desk.wait(AFTER.saturating_sub(MS));
     assert_eq!(desk.batch.appetite(desk.now()), 0);
     desk.ask(&b);
     assert_eq!(desk.settle(), [Command::Return { worker: b.clone(), keep: true }]);
@@ -85,7 +85,7 @@ fn a_lease_is_slow_when_it_takes_twice_as_long_as_the_batchs_leases_and_not_a_mo
         desk.report(Report { elapsed: Duration::from_secs(seconds), ..done(&grant) });
         desk.settle();
     }
-    desk.wait(Duration::from_secs(8) - MS);
+    desk.wait(Duration::from_secs(8).saturating_sub(MS));
     assert_eq!(desk.batch.appetite(desk.now()), 0);
     desk.wait(MS);
     assert_eq!(desk.batch.appetite(desk.now()), 1);
@@ -220,7 +220,7 @@ fn a_lost_backup_leaves_the_lease_alone_and_the_wait_begins_again() {
     assert_eq!((range.losses, range.losers), (1, vec![backup.token]));
     assert_eq!(tokens(&desk), (Some(primary.token), None));
     desk.batch.seen(&worker("a"), desk.at);
-    desk.wait(AFTER - MS);
+    desk.wait(AFTER.saturating_sub(MS));
     assert_eq!(desk.batch.appetite(desk.now()), 0);
     desk.wait(MS);
     assert_eq!(desk.lease(&worker("c")).run, primary.run);
@@ -287,9 +287,9 @@ fn both_leases_survive_a_take_over_and_the_first_report_counts() {
 fn after_a_take_over_a_lease_is_as_old_as_the_ownership() {
     let mut desk = desk_with(spec(), 10);
     desk.lease(&worker("a"));
-    desk.wait(AFTER - MS);
+    desk.wait(AFTER.saturating_sub(MS));
     desk.take_over();
-    desk.wait(AFTER - MS);
+    desk.wait(AFTER.saturating_sub(MS));
     assert_eq!(desk.batch.appetite(desk.now()), 0);
     desk.wait(MS);
     assert_eq!(desk.lease(&worker("b")).run, run(1, 10));
@@ -299,7 +299,7 @@ fn after_a_take_over_a_lease_is_as_old_as_the_ownership() {
 fn a_refused_write_makes_no_lease_younger() {
     let mut desk = desk_with(spec(), 10);
     desk.lease(&worker("a"));
-    desk.wait(AFTER - MS);
+    desk.wait(AFTER.saturating_sub(MS));
     desk.reload();
     desk.settle();
     assert_eq!(desk.batch.appetite(desk.now()), 0);
