@@ -43,7 +43,18 @@ async fn origin_1_1_phase_by_state_the_same_worker_stages_commits_and_rolls_back
     let asked = phases(&gate.seen(), &revoked);
     let work: Vec<_> = asked.into_iter().filter(|phase| *phase != "leave").collect();
     assert_eq!(work, ["stage", "rollback", "sweep"]);
-    assert_eq!(gate.seen_of("rollback").len(), 2, "what was staged, and what was leased");
+    let (staged, rolled_back) = (gate.seen_of("stage"), gate.seen_of("rollback"));
+    let own = |seen: &&Seen| staged.iter().any(|stage| stage.token == seen.token);
+    assert_eq!(
+        rolled_back.iter().filter(|seen| !own(seen)).count(),
+        2,
+        "what was staged, and what was leased"
+    );
+    assert_eq!(
+        rolled_back.iter().filter(own).count(),
+        1,
+        "the worker removes what it was stopped at by itself"
+    );
     assert_eq!(ended.counters.unwrap().rolled_back, 10);
     assert_eq!(
         cluster.assert_invariants(&committed).await.states(),

@@ -55,7 +55,11 @@ async fn a_rollback_that_fails_is_tried_until_nothing_is_left() {
     gate.err(5);
     cluster.client().cancel(&batch, "", "").await.unwrap();
     cluster.wait_state(&batch, State::RolledBack).await;
-    assert_eq!(gate.seen_of("rollback").len(), 7, "five failed, two ranges");
+    assert_eq!(
+        gate.seen_of("rollback").len(),
+        9,
+        "five failed, two ranges, and two leases that were stopped"
+    );
     library.assert_untouched();
     library.assert_no_staging_left();
     cluster.assert_invariants(&batch).await;

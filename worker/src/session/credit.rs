@@ -22,31 +22,32 @@ pub(super) struct Claim {
     pub(super) held: u64,
 }
 
-/// Splits the whole window, of which `elsewhere` leases are held of coordinators that give nothing now. Each
-/// may give one lease at least, so that none ever waits for another; the rest goes by their backlogs, or
-/// evenly if nobody has any. What others' leases take isn't given again: all together stay within the whole,
-/// but for the one that each may give.
+/// Splits the whole window, of which `elsewhere` leases are held of coordinators that give nothing now, by the
+/// coordinators' backlogs; evenly if nobody has any. Each may give one lease at least, so that none ever waits
+/// for another; one without work doesn't take that from the others. What others' leases take isn't given
+/// again: all together stay within the whole, but for the one that each may give.
 pub(super) fn split(whole: Window, elsewhere: u64, claims: &[Claim]) -> Vec<Window> {
-    let links = claims.len() as u64;
     let free = whole.leases.saturating_sub(elsewhere);
-    let rest = free.saturating_sub(links);
-    let backlog = claims.iter().fold(0_u64, |sum, claim| sum.saturating_add(claim.backlog));
-    let weight = |claim: &Claim| u128::from(if backlog == 0 { 1 } else { claim.backlog });
+    let idle = claims.iter().all(|claim| claim.backlog == 0);
+    let weight = |claim: &Claim| u128::from(if idle { 1 } else { claim.backlog });
     let weights = claims.iter().map(weight).sum::<u128>().max(1);
+    let sharing = claims.iter().filter(|claim| weight(claim) > 0).count() as u64;
+    let rest = free.saturating_sub(sharing);
     // Rounded down; what that leaves over goes to the largest remainders, of equal ones to the first.
     let parts: Vec<u128> = claims.iter().map(|claim| u128::from(rest) * weight(claim)).collect();
-    let mut shares: Vec<u64> =
-        parts.iter().map(|part| 1 + u64::try_from(part / weights).unwrap_or(rest)).collect();
-    let left = (links + rest).saturating_sub(shares.iter().sum());
+    let whole_part = |part: &u128| u64::try_from(part / weights).unwrap_or(rest);
+    let mut shares: Vec<u64> = parts.iter().map(|part| 1 + whole_part(part)).collect();
+    let left = rest - parts.iter().map(whole_part).sum::<u64>();
     let mut order: Vec<usize> = (0..claims.len()).collect();
     order.sort_by_key(|&index| std::cmp::Reverse(parts[index] % weights));
     for index in order.into_iter().take(usize::try_from(left).unwrap_or(0)) {
         shares[index] += 1;
     }
     let held: u64 = claims.iter().map(|claim| claim.held).sum();
+    let all = whole.leases.max(shares.iter().sum());
     let window = |(share, claim): (u64, &Claim)| {
         let leases = share.min(free.saturating_sub(held - claim.held)).max(1);
-        let bytes = u128::from(whole.bytes) * u128::from(leases) / u128::from(whole.leases.max(links));
+        let bytes = u128::from(whole.bytes) * u128::from(leases) / u128::from(all);
         Window { leases, bytes: u64::try_from(bytes).unwrap_or(whole.bytes) }
     };
     shares.into_iter().zip(claims).map(window).collect()
@@ -105,16 +106,17 @@ mod tests {
             // Without backlogs: evenly, what is left over to the first.
             (5, 0, &[(0, 0), (0, 0)], &[3, 2]),
             (8, 0, &[(0, 0), (0, 0), (0, 0)], &[3, 3, 2]),
+            // One without work may give one lease, and takes it from nobody.
+            (8, 0, &[(9, 0), (0, 0)], &[8, 1]),
+            (8, 0, &[(0, 0), (9, 0), (0, 0)], &[1, 8, 1]),
             // By backlog, one at least.
-            (8, 0, &[(9, 0), (0, 0)], &[7, 1]),
-            (8, 0, &[(0, 0), (9, 0)], &[1, 7]),
             (8, 0, &[(20, 0), (10, 0)], &[5, 3]),
             (9, 0, &[(1, 0), (1, 0), (4, 0)], &[2, 2, 5]),
             // The largest remainder gets what rounding left over.
             (4, 0, &[(1, 0), (2, 0)], &[2, 2]),
             (5, 0, &[(1, 0), (3, 0)], &[2, 3]),
             // More coordinators than leases: one each.
-            (2, 0, &[(5, 0), (0, 0), (0, 0)], &[1, 1, 1]),
+            (2, 0, &[(5, 0), (4, 0), (3, 0)], &[1, 1, 1]),
             // What others hold isn't given again, but for one.
             (8, 0, &[(0, 7), (9, 0)], &[1, 1]),
             (8, 0, &[(0, 5), (9, 0)], &[1, 3]),
@@ -146,7 +148,10 @@ mod tests {
         for whole in 1..40 {
             for (a, b, c) in [(0, 0, 0), (1, 2, 3), (1000, 1, 1), (7, 7, 6), (0, 0, 1)] {
                 let windows = windows(whole, 0, &[(a, 0), (b, 0), (c, 0)]);
-                assert_eq!(windows.iter().map(|w| w.leases).sum::<u64>(), whole.max(3));
+                let idle =
+                    if a + b + c == 0 { 0 } else { [a, b, c].iter().filter(|one| **one == 0).count() as u64 };
+                let all = windows.iter().map(|w| w.leases).sum::<u64>();
+                assert_eq!(all, whole.max(3 - idle) + idle, "{whole} {a} {b} {c}");
                 assert!(windows.iter().map(|w| w.bytes).sum::<u64>() <= whole * 100);
             }
         }
