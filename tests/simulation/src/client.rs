@@ -91,33 +91,44 @@ impl Client {
     }
 
     async fn create(&self) -> BatchKey {
-        let request = format!("request-{}", self.plan.number);
         let mut made: Option<BatchKey> = None;
         loop {
-            let (spec, request) = (self.spec(), request.clone());
-            let answer = self
-                .any(move |node, world| async move {
-                    let view = node.create("default", spec, &request).await?;
-                    let there = world.lock().check.batches.get(&view.key.to_string()).is_some_and(|m| m.state.is_some());
-                    if !there {
-                        world.lock().violated(format!("I7 {} was said to be made, and isn't there", view.key));
-                    }
-                    Ok(view)
-                })
-                .await;
-            if let Ok(view) = answer {
+            // Sometimes it asks two at once, as one does whose first call seems to be lost.
+            let answers = if self.roll(4) {
+                self.world.lock().count(Count::CallTwice);
+                let (one, other) = tokio::join!(self.create_once(), self.create_once());
+                [Some(one), Some(other)]
+            } else {
+                [Some(self.create_once().await), None]
+            };
+            let mut again = false;
+            for view in answers.into_iter().flatten().flatten() {
                 if made.as_ref().is_some_and(|made| *made != view.key) {
                     self.world.lock().violated(format!("I8 request {} made {made:?} and {}", self.plan.number, view.key));
                 }
-                let again = made.is_none() && self.roll(3);
+                again = made.is_none() && self.roll(3);
                 made = Some(view.key.clone());
-                if !again {
-                    return view.key;
-                }
-                self.world.lock().count(Count::CallTwice);
+            }
+            match &made {
+                Some(made) if !again => return made.clone(),
+                Some(_) => self.world.lock().count(Count::CallTwice),
+                None => {}
             }
             self.pause().await;
         }
+    }
+
+    async fn create_once(&self) -> Result<View, Failure> {
+        let (spec, request) = (self.spec(), format!("request-{}", self.plan.number));
+        self.any(move |node, world| async move {
+            let view = node.create("default", spec, &request).await?;
+            let there = world.lock().check.batches.get(&view.key.to_string()).is_some_and(|m| m.state.is_some());
+            if !there {
+                world.lock().violated(format!("I7 {} was said to be made, and isn't there", view.key));
+            }
+            Ok(view)
+        })
+        .await
     }
 
     /// Appends all tasks; false: the batch takes no more.
@@ -131,27 +142,14 @@ impl Client {
             }
             let first = durable + 1 - back;
             let last = (durable + self.plan.chunk * 2).min(self.plan.tasks);
-            let (number, chunk, batch) = (self.plan.number, self.plan.chunk, key.clone());
-            let answer = self
-                .owner(key, move |node, world| async move {
-                    let mut appender = node.append(&batch).await?;
-                    let mut next = first;
-                    while next <= last {
-                        let end = last.min(next + chunk - 1);
-                        let tasks = (next..=end).map(|sequence| task(number, sequence)).collect();
-                        appender.push(next, tasks).await?;
-                        next = end + 1;
-                    }
-                    let through = appender.finish().await?;
-                    let inner = &mut *world.lock();
-                    let mirror = inner.check.batches.get(&batch.to_string());
-                    let total = mirror.and_then(|m| m.state.as_ref()).map_or(0, |s| s.total.cast_unsigned());
-                    if total < through {
-                        inner.violated(format!("I7 {batch}: {through} tasks are acknowledged, {total} are there"));
-                    }
-                    Ok(through)
-                })
-                .await;
+            let answer = if self.roll(4) {
+                self.world.lock().count(Count::CallTwice);
+                let both = (self.append_once(key, first, last), self.append_once(key, first, last));
+                let (one, other) = tokio::join!(both.0, both.1);
+                if one.is_ok() { one } else { other }
+            } else {
+                self.append_once(key, first, last).await
+            };
             match answer {
                 Ok(through) => durable = durable.max(through),
                 Err(failure) if failure.is_final() => return false,
@@ -163,6 +161,29 @@ impl Client {
             self.pause().await;
         }
         true
+    }
+
+    async fn append_once(&self, key: &BatchKey, first: u64, last: u64) -> Result<u64, Failure> {
+        let (number, chunk, batch) = (self.plan.number, self.plan.chunk, key.clone());
+        self.owner(key, move |node, world| async move {
+            let mut appender = node.append(&batch).await?;
+            let mut next = first;
+            while next <= last {
+                let end = last.min(next + chunk - 1);
+                let tasks = (next..=end).map(|sequence| task(number, sequence)).collect();
+                appender.push(next, tasks).await?;
+                next = end + 1;
+            }
+            let through = appender.finish().await?;
+            let inner = &mut *world.lock();
+            let mirror = inner.check.batches.get(&batch.to_string());
+            let total = mirror.and_then(|m| m.state.as_ref()).map_or(0, |s| s.total.cast_unsigned());
+            if total < through {
+                inner.violated(format!("I7 {batch}: {through} tasks are acknowledged, {total} are there"));
+            }
+            Ok(through)
+        })
+        .await
     }
 
     async fn seal(&self, key: &BatchKey) {
@@ -382,8 +403,10 @@ impl Client {
                 };
                 inner.hosts.touch(to);
                 handle.spawn(async move {
+                    let begun = world.lock().now;
                     let result = work(node, world.clone()).await;
                     let inner = &mut *world.lock();
+                    inner.answered(begun);
                     if answer_lost {
                         return inner.never.push(Box::new(reply));
                     }

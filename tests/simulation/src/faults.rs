@@ -13,7 +13,7 @@ type Fault = fn(&mut Inner, &Setup);
 /// Plans all faults of a run.
 pub(crate) fn plan(inner: &mut Inner, setup: &Setup) {
     let rates = setup.rates;
-    let kinds: [(f64, Fault); 10] = [
+    let kinds: [(f64, Fault); 11] = [
         (rates.coordinator_crash, coordinator_crash),
         (rates.coordinator_leave, coordinator_leave),
         (rates.coordinator_pause, coordinator_pause),
@@ -24,6 +24,7 @@ pub(crate) fn plan(inner: &mut Inner, setup: &Setup) {
         (rates.stream_cut, stream_cut),
         (rates.link_silent, link_silent),
         (rates.link_down, link_down),
+        (rates.worker_alone, worker_alone),
     ];
     for (rate, fault) in kinds {
         if rate <= 0.0 {
@@ -102,8 +103,24 @@ fn coordinator_pause(inner: &mut Inner, setup: &Setup) {
 fn worker_pause(inner: &mut Inner, setup: &Setup) {
     let (pause, long) = pause(inner, setup.lease_ttl);
     let count = if long { Count::WorkerLongPause } else { Count::WorkerPause };
+    let lost = long && inner.rng.u8(0..3) == 0;
     if let Some(host) = running(inner, Kind::Worker) {
+        if lost {
+            inner.count(Count::PausedThenLost);
+            // Long enough for what it worked on to end without it.
+            return order(inner, count, Order::PauseCrash(host, pause * 2));
+        }
         order(inner, count, Order::Pause(host, pause));
+    }
+}
+
+fn worker_alone(inner: &mut Inner, setup: &Setup) {
+    let (pause, _) = pause(inner, setup.lease_ttl);
+    let worker = any(inner, Kind::Worker);
+    inner.count(Count::WorkerAlone);
+    inner.say(|| format!("worker {worker} is alone for {:?}", pause * 2));
+    for coordinator in inner.hosts.all(Kind::Coordinator) {
+        inner.block(worker, coordinator, &[Way::Up, Way::Down], pause * 2);
     }
 }
 

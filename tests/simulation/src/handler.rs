@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tranche_proto::v1;
 use tranche_worker::{
     BatchInfo, CommitLease, Handler, HandlerError, Progress, RollbackLease, StageLease, Staged, TaskFailure,
+    Token,
 };
 
 /// The name by which batches ask for it.
@@ -62,6 +63,26 @@ impl SimHandler {
     }
 }
 
+/// A call that stages, until it is over.
+struct Staging {
+    world: World,
+    by: (HostId, Life),
+    token: Token,
+}
+
+impl Staging {
+    fn begin(world: &World, by: (HostId, Life), lease: &StageLease) -> Self {
+        world.lock().staging(by, lease);
+        Self { world: world.clone(), by, token: lease.token }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        self.world.lock().staged_no_more(self.by, self.token);
+    }
+}
+
 fn plan_of(batch: &BatchInfo) -> usize {
     batch.params.get(PLAN).and_then(|plan| plan.parse().ok()).unwrap_or(usize::MAX)
 }
@@ -80,7 +101,7 @@ impl Handler for SimHandler {
     ) -> Result<Staged, HandlerError> {
         let (batch, token, by) = (&lease.batch.name, lease.token, (self.host, self.life));
         let plan = plan_of(&lease.batch);
-        self.world.lock().staging(by, lease);
+        let _staging = Staging::begin(&self.world, by, lease);
         self.begin().await?;
         let mut failures = Vec::new();
         // A few writes at a time: a call to the clock for each task would be most of a run's work.
@@ -92,6 +113,7 @@ impl Handler for SimHandler {
             if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Err(HandlerError::Cancelled);
             }
+            self.world.lock().stages_on(by, token);
             self.maybe_stuck().await;
             for task in tasks {
                 let sent = v1::Task { key: task.key.clone(), payload: task.payload.clone() };

@@ -137,13 +137,20 @@ impl Inner {
         self.library.place(batch).staged.remove(&token);
     }
 
-    /// Removes everything that is staged of a batch; says how much that was.
+    /// Removes what is staged of a batch, or a part of it; says how much that was.
     pub(crate) fn sweep_staged(&mut self, batch: &str) -> u64 {
+        // Large folders are removed in parts: it is called again until it finds nothing.
+        let whole = self.rng.bool();
         let place = self.library.place(batch);
-        let found: usize = place.staged.values().map(BTreeMap::len).sum();
-        place.staged.clear();
-        self.stats.add(Count::Residue, found as u64);
-        found as u64
+        let mut found = 0;
+        while let Some((_, items)) = place.staged.pop_first() {
+            found += items.len() as u64;
+            if !whole {
+                break;
+            }
+        }
+        self.stats.add(Count::Residue, found);
+        found
     }
 
     /// The batch is told to be complete.

@@ -216,9 +216,9 @@ impl Inner {
     /// A frame begins its way.
     pub(crate) fn send(&mut self, id: StreamId, way: Way, item: Item) {
         let Some(stream) = self.net.streams.get(&id).filter(|stream| !stream.cut) else { return };
-        let (worker, coordinator) = (stream.worker, stream.coordinator);
+        let worker = stream.worker;
         self.count(Count::Frame);
-        self.sent(worker, coordinator, &item);
+        self.sent(id, worker, &item);
         if self.trace.printed() {
             self.say(|| format!("  #{id} {}", describe(&item)));
         }
@@ -258,6 +258,10 @@ impl Inner {
             return;
         }
         let ends = matches!(item, Item::End);
+        if let (Way::Down, Item::Response(Ok(response))) = (way, &item) {
+            self.heard(worker, response);
+        }
+        let Some(stream) = self.net.streams.get_mut(&id) else { return };
         // Whoever doesn't listen any more misses nothing.
         match (way, item) {
             (Way::Up, Item::Request(frame)) => {

@@ -79,11 +79,27 @@ pub(crate) struct Rates {
     pub link_silent: f64,
     /// A link is down.
     pub link_down: f64,
+    /// All links of a worker are down.
+    pub worker_alone: f64,
+}
+
+/// What a run leaves alone, so that more can be asked of the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaves {
+    /// Nothing.
+    Nothing,
+    /// Workers and their links: what a living worker holds is never given to another, whatever becomes of the
+    /// coordinators.
+    Workers,
+    /// The store and the coordinators: every call is answered soon.
+    Coordinators,
 }
 
 /// A run.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
+    /// What has no faults.
+    pub leaves: Leaves,
     /// Coordinators.
     pub coordinators: usize,
     /// Workers: what a task takes on each.
@@ -131,9 +147,9 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         .collect();
     let faults_for = Duration::from_millis(rng.u64(2000..=9000));
     let number = rng.usize(1..=3);
-    let batches = (0..number).map(|number| batch(rng, number, faults_for)).collect();
+    let mut batches: Vec<Plan> = (0..number).map(|number| batch(rng, number, faults_for)).collect();
     let mut rate = |likely: f64, most: f64| if rng.f64() < likely { most * rng.f64() } else { 0.0 };
-    let rates = Rates {
+    let mut rates = Rates {
         coordinator_crash: rate(0.35, 0.5),
         coordinator_leave: rate(0.25, 0.5),
         coordinator_pause: rate(0.35, 0.5),
@@ -144,8 +160,9 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         stream_cut: rate(0.35, 2.0),
         link_silent: rate(0.3, 1.0),
         link_down: rate(0.3, 1.0),
+        worker_alone: rate(0.3, 0.5),
     };
-    let knobs = Knobs {
+    let mut knobs = Knobs {
         unavailable: rate(0.3, 0.1),
         answer_lost: rate(0.4, 0.15),
         watch_lag: rate(0.3, 0.3),
@@ -157,21 +174,48 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         stuck: rate(0.3, 0.05),
         call_lost: rate(0.4, 0.3),
     };
+    let mut lease_ttl = Duration::from_millis(rng.u64(800..=2000));
+    let mut backup_after = Duration::from_millis(rng.u64(300..=1500));
+    let session_ttl = Duration::from_millis(rng.u64(800..=2000));
+    let leaves = match rng.u8(0..8) {
+        0 => Leaves::Workers,
+        1 => Leaves::Coordinators,
+        _ => Leaves::Nothing,
+    };
+    match leaves {
+        Leaves::Nothing => {}
+        Leaves::Workers => {
+            (rates.worker_crash, rates.worker_leave, rates.worker_pause) = (0.0, 0.0, 0.0);
+            (rates.link_silent, rates.link_down, rates.worker_alone) = (0.0, 0.0, 0.0);
+            rates.coordinator_crash = rates.coordinator_crash.max(0.3);
+            (knobs.handler_error, knobs.refuse, knobs.late, knobs.stuck) = (0.0, 0.0, 0.0, 0.0);
+            // Longer than it takes to have another owner, come what may.
+            lease_ttl = Duration::from_secs(30);
+            backup_after = Duration::from_secs(60);
+            batches.iter_mut().for_each(|batch| batch.poison.clear());
+        }
+        Leaves::Coordinators => {
+            (rates.coordinator_crash, rates.coordinator_leave, rates.coordinator_pause) = (0.0, 0.0, 0.0);
+            rates.store_partition = 0.0;
+            (knobs.unavailable, knobs.answer_lost) = (0.0, 0.0);
+        }
+    }
     let skewed = rng.bool();
     let clocks = (0..=coordinators + workers.len())
         .map(|_| if skewed { (rng.i64(-5000..=5000), 0.97 + 0.06 * rng.f64()) } else { (0, 1.0) })
         .collect();
     Setup {
+        leaves,
         coordinators,
         workers,
         batches,
         faults_for,
         rates,
         knobs,
-        lease_ttl: Duration::from_millis(rng.u64(800..=2000)),
-        session_ttl: Duration::from_millis(rng.u64(800..=2000)),
+        lease_ttl,
+        session_ttl,
         late_sweep_after: Duration::from_millis(rng.u64(3000..=6000)),
-        backup_after: Duration::from_millis(rng.u64(300..=1500)),
+        backup_after,
         clocks,
     }
 }

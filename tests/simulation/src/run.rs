@@ -95,6 +95,7 @@ impl Conductor {
             inner.stats.add(Count::SlowWorker, slow as u64);
             inner.library.plans.clone_from(&setup.batches);
             inner.knobs = setup.knobs;
+            inner.check.rules(&setup);
             faults::plan(inner, &setup);
             inner.at(setup.faults_for, faults::stop);
             inner.say(|| format!("{setup:#?}"));
@@ -159,6 +160,12 @@ impl Conductor {
                 host.restart = pause;
                 host.stop.cancel();
                 self.world.lock().hosts.touch(id);
+            }
+            Order::PauseCrash(id, pause) => {
+                self.carry_out(Order::Pause(id, pause), now);
+                let inner = &mut *self.world.lock();
+                let (a_little, down) = (inner.ms(10, 200), inner.ms(100, 1000));
+                inner.after(pause + a_little, move |inner| inner.orders.push(Order::Crash(id, down)));
             }
             Order::Pause(id, pause) => {
                 let host = &mut self.hosts[id];
@@ -304,6 +311,9 @@ impl Conductor {
                 continue;
             }
             let jump = host.paused.take().is_some();
+            if jump {
+                self.world.lock().woke(id);
+            }
             let dirty = std::mem::take(&mut self.world.lock().hosts.of_mut(id).dirty);
             if dirty || jump || host.behind(now) >= IDLE {
                 crate::log::here(id, now);

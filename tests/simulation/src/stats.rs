@@ -68,6 +68,10 @@ counted! {
     LinkSilent = "links silent in one direction",
     /// A worker and a coordinator couldn't reach each other for a while.
     LinkPartition = "partitions of a worker and a coordinator",
+    /// A worker couldn't reach any coordinator for a while.
+    WorkerAlone = "workers apart from all coordinators",
+    /// A worker was lost just after it stood still.
+    PausedThenLost = "workers lost just after a pause",
     /// A coordinator refused to be dialled.
     DialRefused = "dials refused",
     /// A frame came twice.

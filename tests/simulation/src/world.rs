@@ -53,6 +53,8 @@ pub(crate) enum Order {
     Leave(HostId, Duration),
     /// Stands still for the time.
     Pause(HostId, Duration),
+    /// Stands still for the time; a little later it is lost.
+    PauseCrash(HostId, Duration),
 }
 
 /// How likely what is that may happen to any call, frame or task. Shares of one.

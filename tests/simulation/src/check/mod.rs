@@ -9,6 +9,7 @@ mod records;
 use crate::host::{HostId, Life};
 use crate::stats::Count;
 use crate::world::{At, Inner};
+use frames::Frames;
 use ranges::Change;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -62,8 +63,8 @@ pub(crate) struct Mirror {
     pub ranges: BTreeMap<u64, v1::RangeRecord>,
     /// The segments: first to last.
     pub segments: BTreeMap<u64, u64>,
-    /// Tokens that were ever out for staging.
-    pub leased: BTreeSet<TokenKey>,
+    /// Tokens that were ever out for staging, with the first and the last task of their range.
+    pub leased: BTreeMap<TokenKey, (u64, u64)>,
     /// Tokens whose reports count.
     pub counted: BTreeSet<TokenKey>,
     /// It ended at this time.
@@ -85,8 +86,7 @@ impl Mirror {
 /// Everything that is checked.
 #[derive(Default)]
 pub(crate) struct Checker {
-    /// Leases that failed as a whole, as their workers said.
-    failed: BTreeSet<TokenKey>,
+    frames: Frames,
     /// The batches, by name.
     pub batches: BTreeMap<String, Mirror>,
     /// Which batch each request made.
@@ -201,6 +201,9 @@ impl Inner {
             if !left.is_empty() {
                 wrong.push(format!("I4 ROLLED_BACK with {left:?} still staged"));
             }
+        }
+        for token in &touched.ranges.taken_away() {
+            wrong.extend(self.lost_by_living(*token));
         }
         for text in wrong {
             self.violated(format!("{text}; {batch} at revision {revision}"));

@@ -78,6 +78,15 @@ impl Change {
         self.folded.extend(first);
     }
 
+    /// Leases that were out and are no more, without any task accounted for by it.
+    pub(super) fn taken_away(&self) -> Vec<TokenKey> {
+        let still: BTreeSet<TokenKey> = self.after.iter().flat_map(|r| leases(r).map(|(t, _)| t)).collect();
+        let lost: BTreeSet<TokenKey> =
+            self.after.iter().flat_map(|r| &r.losers).map(|token| token_key(Some(token))).collect();
+        let before = self.before.iter().flat_map(|r| leases(r).map(|(t, _)| t));
+        before.filter(|token| !still.contains(token) && lost.contains(token)).collect()
+    }
+
     /// I1, I2, I6: what is wrong, and what is to be counted.
     pub(super) fn check(
         &self,
@@ -122,7 +131,7 @@ impl Change {
         }
         for range in &self.after {
             for (token, _) in leases(range).filter(|(token, _)| !out.contains_key(token)) {
-                if !mirror.leased.insert(token) {
+                if mirror.leased.insert(token, (range.first.cast_unsigned(), range.last.cast_unsigned())).is_some() {
                     wrong.push(format!("I6 the token {token:?} is out a second time"));
                 }
                 if epoch != Some(token.0) {
