@@ -319,9 +319,10 @@ impl World {
                 | Command::Freed { worker, token } => self.drop_lease(&worker, token),
                 Command::Return { worker, keep } => {
                     if self.attached(&worker).is_some() {
-                        match keep {
-                            true => self.queue.push_front(worker),
-                            false => self.queue.push_back(worker),
+                        if keep {
+                            self.queue.push_front(worker);
+                        } else {
+                            self.queue.push_back(worker);
                         }
                     }
                 }

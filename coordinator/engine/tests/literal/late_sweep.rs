@@ -5,7 +5,7 @@ use crate::support::{TTL, done, found, settings, spec, worker};
 use std::time::Duration;
 use tranche_engine::{Command, Event, Phase, Settings, State};
 
-const LATER: Duration = Duration::from_secs(60);
+const LATER: Duration = Duration::from_mins(1);
 const MS: Duration = Duration::from_millis(1);
 
 fn desk() -> Desk {

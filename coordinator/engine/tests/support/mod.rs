@@ -35,7 +35,7 @@ pub(crate) fn settings() -> Settings {
         lease_ttl: TTL,
         retry_pause: Duration::from_secs(1),
         retry_pause_max: Duration::from_secs(8),
-        backup_after: Duration::from_secs(3600),
+        backup_after: Duration::from_hours(1),
         late_sweep_after: Duration::ZERO,
     }
 }
