@@ -23,8 +23,8 @@ impl Batch {
         state
     }
 
-    /// Whether a compare of the write can never hold again.
-    fn doomed(self, write: &Write, state: &State) -> bool {
+    /// Whether a compare of the write doesn't hold; then it never will again. `driver/ledger.rs`: `transaction`.
+    pub(crate) fn doomed(self, write: &Write, state: &State) -> bool {
         let once = if write.decision.is_some() { Guard::DecisionOnce } else { Guard::UndecidedCompare };
         (self.on(Guard::EpochCompare) && !write.epoch_holds)
             || (self.on(Guard::RecordCompare) && !write.records_hold)

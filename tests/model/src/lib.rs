@@ -61,8 +61,8 @@
 //!
 //! # Run it
 //!
-//! `cargo test -p tranche-model -- --nocapture` prints states and times: about eight million states in all, 65
-//! seconds of processor time, 200 MB. stateright 0.31 (MIT, begun in 2018) brings nine small crates that nothing
+//! `cargo test -p tranche-model -- --nocapture` prints states and times: about ten million states in all, 70
+//! seconds of processor time, 100 MB. stateright 0.31 (MIT, begun in 2018) brings nine small crates that nothing
 //! else here needs, among them the server of its web explorer, which isn't used; only this crate depends on it.
 
 mod canonical;

@@ -52,13 +52,8 @@ impl Batch {
     }
 
     /// Carries out a write, and gives it back with the token that it was given. `None`: a compare doesn't hold.
-    /// `driver/ledger.rs`: `transaction`.
     fn carry_out(self, state: &mut State, mut write: Write, writer: Option<usize>) -> Option<Write> {
-        let once = if write.decision.is_some() { Guard::DecisionOnce } else { Guard::UndecidedCompare };
-        if (self.on(Guard::EpochCompare) && !write.epoch_holds)
-            || (self.on(Guard::RecordCompare) && !write.records_hold)
-            || (self.on(once) && write.undecided && state.decision.is_some())
-        {
+        if self.doomed(&write, state) {
             return None;
         }
         let r = usize::from(write.range);
