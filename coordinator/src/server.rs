@@ -5,14 +5,18 @@ use crate::error::Error;
 use crate::grpc::{self, worker::Workers};
 use crate::manifest::Objects;
 use crate::node::{Host, Node};
+use crate::peers::Peers;
 use crate::store::embedded::Embedded;
 use crate::store::{RangeOptions, Store, StoreError, keys};
+use futures::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::worker_service_server::WorkerServiceServer;
 
@@ -91,18 +95,36 @@ impl Server {
     /// frees its batches for others, ends open streams, and returns within the configured grace.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let Self { listener, node, config, stop, .. } = self;
+        Self::serve(node, &config, Arc::default(), grpc::incoming(listener), stop, shutdown).await
+    }
+
+    /// The same with a node that was started, which `stop` stops, and with other connections than TCP.
+    ///
+    /// # Errors
+    /// The transport failed.
+    pub async fn serve<C>(
+        node: Arc<Node>,
+        config: &Config,
+        peers: Arc<Peers>,
+        incoming: impl Stream<Item = std::io::Result<C>> + Send + 'static,
+        stop: CancellationToken,
+        shutdown: CancellationToken,
+    ) -> Result<(), RunError>
+    where
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        C::ConnectInfo: Clone + Send + Sync + 'static,
+    {
         let (clients, workers, closed) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let services = grpc::routes(node.clone(), &config, &clients);
+        let services = grpc::routes_over(node.clone(), config, &clients, peers);
         services.health.set(true).await;
         let attach =
             WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
                 .max_decoding_message_size(MAX_FRAME_BYTES)
                 .max_encoding_message_size(MAX_FRAME_BYTES);
         let router = services.router.add_service(attach);
-        let serving = tokio::spawn(
-            router.serve_with_incoming_shutdown(grpc::incoming(listener), closed.clone().cancelled_owned()),
-        );
+        let serving =
+            tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned()));
         tokio::pin!(serving);
         let early = tokio::select! {
             biased;
