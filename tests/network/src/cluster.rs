@@ -34,6 +34,7 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster of a plan, whose clients begin at once.
     pub fn new(plan: &Plan) -> Self {
+        crate::log::init();
         let mut sim = turmoil::Builder::new()
             .rng_seed(plan.seed)
             .tick_duration(TICK)

@@ -10,14 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tranche_coordinator::Server;
 use tranche_coordinator::config::{Config, StoreConfig};
-use tranche_coordinator::grpc;
-use tranche_coordinator::grpc::worker::Workers;
 use tranche_coordinator::manifest::Objects;
 use tranche_coordinator::node::{Host, Node};
+use tranche_coordinator::peers::Peers;
 use tranche_coordinator::store::etcd::{Dial, Etcd, EtcdConfig};
-use tranche_proto::MAX_FRAME_BYTES;
-use tranche_proto::v1::worker_service_server::WorkerServiceServer;
 use tranche_worker::Worker;
 use tranche_worker::session::transport::Http2;
 
@@ -126,7 +124,6 @@ pub async fn coordinator(world: World, name: String, controls: Controls) -> turm
     Ok(())
 }
 
-/// As `Server::run`, over the simulated network.
 async fn serve(
     world: &World,
     name: &str,
@@ -148,35 +145,9 @@ async fn serve(
         stop.clone(),
     );
     let node = Arc::new(node.await.map_err(|e| failed(&e))?);
-    let (clients, workers, closed) =
-        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-    let services = grpc::routes(node.clone(), &config, &clients);
-    let attach =
-        WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
-            .max_decoding_message_size(MAX_FRAME_BYTES)
-            .max_encoding_message_size(MAX_FRAME_BYTES);
-    let router = services.router.add_service(attach);
-    let serving = router.serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned());
-    let mut serving = tokio::spawn(serving);
-    tokio::select! {
-        ended = &mut serving => return Err(format!("serving ended: {ended:?}")),
-        () = shutdown.cancelled() => {}
-    }
-    node.shared().dispatch.drain();
-    clients.cancel();
-    stop.cancel();
-    let ended = async {
-        node.stopped().await;
-        workers.cancel();
-        closed.cancel();
-        services.tasks.close();
-        services.tasks.wait().await;
-        (&mut serving).await
-    };
-    if tokio::time::timeout(config.shutdown_grace, ended).await.is_err() {
-        serving.abort();
-    }
-    Ok(())
+    let peers = Arc::new(Peers::over(wire::lazy));
+    let serving = Server::serve(node, &config, peers, incoming, stop, shutdown.clone());
+    serving.await.map_err(|e| failed(&e))
 }
 
 fn host(world: &World, name: &str) -> Host {

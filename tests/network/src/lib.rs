@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod hosts;
 pub mod library;
+pub mod log;
 pub mod plan;
 pub mod run;
 pub mod stats;

@@ -38,8 +38,7 @@ fn checked(plan: &Plan) -> Result<Numbers, String> {
 
 #[test]
 fn every_batch_ends_right_under_random_faults() {
-    let log = std::env::var("TRANCHE_NETWORK_LOG").unwrap_or_else(|_| "off".to_owned());
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    tranche_network::log::init();
     std::panic::set_hook(Box::new(|panic| PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()))));
     let (first, count) = match env("TRANCHE_NETWORK_SEED") {
         Some(seed) => (seed, 1),

@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tranche_client::{Client, Options, v1};
+use tranche_coordinator::peers::{Carries, Peers};
 use tranche_coordinator::store::etcd::{Dial, Etcd};
 use tranche_coordinator::store::{Store as _, Txn, WatchEvent};
 use tranche_network::cluster::TICK;
 use tranche_network::hosts::{self, Controls, World};
 use tranche_network::library::HANDLER;
 use tranche_network::{etcd, wire};
+use tranche_proto::v1::batch_service_client::BatchServiceClient;
 use tranche_worker::session::transport::{Http2, Transport as _};
 use turmoil::Sim;
 
@@ -23,6 +25,7 @@ const LOSES: Duration = Duration::from_millis(300);
 
 /// A coordinator, etcd, and a client that does what it is told.
 fn simulated(client: impl Future<Output = turmoil::Result> + 'static) -> Sim<'static> {
+    tranche_network::log::init();
     let mut sim = turmoil::Builder::new()
         .tick_duration(TICK)
         .simulation_duration(Duration::from_mins(10))
@@ -123,6 +126,26 @@ fn a_client_notices_that_its_watch_is_dead() {
         let silent = Instant::now();
         let end = async { while let Ok(Some(_)) = updates.message().await {} };
         timeout(Duration::from_secs(20 + 10) + SPARE, end).await?;
+        println!("noticed after {:?}", silent.elapsed());
+        Ok(())
+    };
+    simulated(client).run().unwrap();
+}
+
+#[test]
+fn a_coordinator_notices_that_another_is_dead() {
+    let client = async {
+        let client = Client::connect_over(hosts::url("coordinator"), Options::default(), wire::lazy)?;
+        let name = open_batch(&client).await?;
+        let peers = Peers::over(wire::lazy);
+        let peer = peers.get(&hosts::url("coordinator"), Carries::Watches)?;
+        let mut batches = BatchServiceClient::new(peer.channel());
+        let mut updates = batches.watch_batch(v1::WatchBatchRequest { name }).await?.into_inner();
+        updates.message().await?.expect("where it stands");
+        turmoil::partition("client", "coordinator");
+        let silent = Instant::now();
+        let end = async { while let Ok(Some(_)) = updates.message().await {} };
+        timeout(Duration::from_secs(5 + 5) + SPARE, end).await?;
         println!("noticed after {:?}", silent.elapsed());
         Ok(())
     };
