@@ -222,7 +222,7 @@ impl Chaos<'_> {
         let all = async {
             while let Err(error) = self.system.all_ready().await {
                 self.journal.note(error.lines().next().unwrap_or_default());
-                sleep(Duration::from_millis(200)).await;
+                sleep(Duration::from_secs(1)).await;
             }
         };
         if timeout(SETTLING, all).await.is_err() {

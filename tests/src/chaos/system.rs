@@ -69,11 +69,14 @@ impl Member {
 
     /// Kills it. False: it isn't there.
     pub fn kill(&mut self) -> bool {
-        let runs = self.process().is_some();
+        if self.process().is_none() {
+            // If it ended by itself, that is for whoever supervises it to see.
+            return false;
+        }
         if let Some(mut process) = self.process.take() {
             process.kill9();
         }
-        runs
+        true
     }
 
     /// Waits until it says that it is ready; etcd nodes say nothing.
@@ -87,7 +90,7 @@ impl Member {
             Who::Worker(_) => "attached to",
         };
         if !self.served {
-            let process = self.process.as_mut().ok_or("it isn't started")?;
+            let process = self.process.as_mut().ok_or_else(|| format!("{} isn't started", self.who))?;
             process.said(beginning).await?;
             self.served = true;
         }
