@@ -22,6 +22,7 @@ mod host;
 mod library;
 pub mod log;
 mod net;
+mod objects;
 mod panics;
 mod plan;
 mod run;

@@ -173,6 +173,8 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         handler_error: rate(0.3, 0.15),
         stuck: rate(0.3, 0.05),
         call_lost: rate(0.4, 0.3),
+        objects_slow: rate(0.3, 0.3),
+        objects_away: rate(0.2, 0.2),
     };
     let mut lease_ttl = Duration::from_millis(rng.u64(800..=2000));
     let mut backup_after = Duration::from_millis(rng.u64(300..=1500));
@@ -197,7 +199,8 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         Leaves::Coordinators => {
             (rates.coordinator_crash, rates.coordinator_leave, rates.coordinator_pause) = (0.0, 0.0, 0.0);
             rates.store_partition = 0.0;
-            (knobs.unavailable, knobs.answer_lost) = (0.0, 0.0);
+            (knobs.unavailable, knobs.answer_lost, knobs.watch_lag, knobs.watch_missed) = (0.0, 0.0, 0.0, 0.0);
+            (knobs.objects_slow, knobs.objects_away) = (0.0, 0.0);
         }
     }
     let skewed = rng.bool();

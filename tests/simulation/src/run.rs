@@ -4,6 +4,7 @@ use crate::client::Client;
 use crate::faults;
 use crate::handler::{self, SimHandler};
 use crate::host::{Host, HostId, Kind, Life};
+use crate::objects::SimObjects;
 use crate::plan::{self, Setup};
 use crate::stats::{Count, Stats};
 use crate::store::{CALL_TIMEOUT, SimStore};
@@ -423,7 +424,7 @@ async fn coordinator(
     let stop = CancellationToken::new();
     let node = loop {
         let store = Arc::new(SimStore::new(world.clone(), id, life));
-        let objects = Objects::over(objects.clone());
+        let objects = Objects::over(Arc::new(SimObjects::new(world.clone(), objects.clone())));
         let start =
             Node::start(config.clone(), format!("http://{name}"), store, objects, machine.clone(), stop.clone());
         match leave.run_until_cancelled(start).await {

@@ -56,6 +56,10 @@ counted! {
     AnswerLate = "answers lost, carried out late",
     /// A read's answer was lost.
     ReadLost = "reads lost",
+    /// The object storage was slow.
+    ObjectsSlow = "object storage calls slow",
+    /// The object storage was away.
+    ObjectsAway = "object storage calls failed",
     /// A watch brought events late.
     WatchLag = "watches late",
     /// A watch missed events.
@@ -116,6 +120,8 @@ counted! {
     LateSweep = "late sweeps",
     /// Residue was found by a sweep.
     Residue = "residue swept",
+    /// Something was staged of a batch that had ended.
+    LateWrite = "writes after their batch's end",
     /// Something changed in the store.
     Revision = "store revisions",
     /// A frame travelled.

@@ -74,6 +74,10 @@ pub(crate) struct Knobs {
     pub twice: f64,
     /// A frame is late.
     pub late: f64,
+    /// An object is read or written slowly.
+    pub objects_slow: f64,
+    /// The object storage is away.
+    pub objects_away: f64,
     /// A handler's call fails as a whole.
     pub handler_error: f64,
     /// A write hangs.

@@ -5,6 +5,7 @@ use super::{TokenKey, token_key};
 use crate::host::{HostId, Life};
 use crate::net::{Item, StreamId};
 use crate::plan::{Leaves, Setup};
+use crate::stats::Count;
 use crate::world::{At, Inner};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub(super) struct Frames {
     staging: BTreeMap<(Worker, TokenKey), String>,
     /// Leases that a living worker ever began.
     begun: BTreeMap<TokenKey, Worker>,
-    /// The newest owner of each batch that each worker was told of.
+    /// The newest owner of each batch that each worker follows.
     owners: BTreeMap<(Worker, String), u64>,
     /// Leases that came to a worker from an owner which it knew to be replaced.
     outdated: BTreeSet<(Worker, TokenKey)>,
@@ -69,10 +70,12 @@ impl Inner {
                 }
             }
             Some(Up::Holding(holding)) => {
-                let newest = self.check.frames.owners.get(&(worker, holding.batch.clone())).copied();
-                if newest.is_some_and(|newest| newest > holding.epoch) {
+                let newest = self.check.frames.owners.entry((worker, holding.batch.clone())).or_default();
+                let before = *newest;
+                *newest = holding.epoch.max(before);
+                if before > holding.epoch {
                     self.violated(format!(
-                        "I6 host {} follows the owner {} of {} after {newest:?}",
+                        "I6 host {} follows the owner {} of {} after {before}",
                         worker.0, holding.epoch, holding.batch
                     ));
                 }
@@ -124,10 +127,6 @@ impl Inner {
         let frames = &mut self.check.frames;
         frames.heard.insert(worker.0, now);
         match &response.frame {
-            Some(Down::Owner(owner)) => {
-                let newest = frames.owners.entry((worker, owner.batch.clone())).or_default();
-                *newest = owner.epoch.max(*newest);
-            }
             Some(Down::Grant(grant)) if grant.phase() == v1::Phase::Stage => {
                 let token = token_key(grant.token.as_ref());
                 let newest = frames.owners.get(&(worker, grant.batch.clone()));
@@ -197,6 +196,8 @@ impl Inner {
             .leased
             .iter()
             .filter(|(token, range)| about(**range) && !named.contains(*token))
+            // One that came back unstarted left nothing.
+            .filter(|(token, _)| self.check.frames.begun.contains_key(*token))
             .map(|(token, _)| *token)
             .collect();
         if !missing.is_empty() {
@@ -219,6 +220,7 @@ impl Inner {
     /// Something was written into a batch's staging.
     pub(crate) fn wrote(&mut self, batch: &str, token: Token) {
         if self.check.batches.get(batch).is_some_and(|mirror| mirror.ended.is_some()) {
+            self.count(Count::LateWrite);
             self.say(|| format!("written after the end of {batch}, under {token}"));
         }
     }

@@ -171,8 +171,7 @@ impl Inner {
         let now = self.now;
         let state = mirror.at();
         let late_again = touched.state.as_ref().is_some_and(|before| {
-            let swept = mirror.state.as_ref().is_some_and(|state| state.swept);
-            swept && before.as_ref().is_some_and(|before| before.late_sweep && !before.swept)
+            !mirror.late_sweep() && before.as_ref().is_some_and(|before| before.late_sweep)
         });
         let decided = touched.decision.as_ref().is_some_and(Option::is_none);
         let ends = matches!(state, State::Committed | State::RolledBack) && was != Some(state);

@@ -6,15 +6,14 @@ use crate::host::{HostId, Life};
 use crate::stats::Count;
 use crate::world::{At, Inner, World};
 use async_trait::async_trait;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tranche_coordinator::store::{
-    Entry, Page, RangeOptions, Revision, Session, SessionId, Store, StoreError, Txn, TxnOutcome, Watch,
+    Entry, Op, Page, RangeOptions, Revision, Session, SessionId, Store, StoreError, Txn, TxnOutcome, Watch,
 };
 
 /// How long a call may take, by its host's clock.
@@ -42,6 +41,8 @@ pub(crate) struct SimStore {
     life: Life,
     transactions: AtomicU64,
     sessions: Mutex<Vec<(SessionId, watch::Sender<bool>)>>,
+    /// Transactions whose answers were lost and that weren't read back.
+    doubts: Mutex<Vec<Txn>>,
     keepers: TaskTracker,
 }
 
@@ -62,6 +63,7 @@ impl SimStore {
             life,
             transactions: AtomicU64::new(0),
             sessions: Mutex::default(),
+            doubts: Mutex::default(),
             keepers: TaskTracker::new(),
         }
     }
@@ -73,6 +75,10 @@ impl SimStore {
         work: impl FnOnce(&mut Inner) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         call(&self.world, self.host, self.life, changes, work).await
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, Vec<Txn>> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read<T: Send + 'static>(
@@ -189,8 +195,10 @@ impl Inner {
 #[async_trait]
 impl Store for SimStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let key = key.to_owned();
-        self.read(move |inner| inner.store.get(&key)).await
+        let name = key.to_owned();
+        let entry = self.read(move |inner| inner.store.get(&name)).await?;
+        self.doubts().retain(|txn| txn.ops.iter().all(|op| op.key() != key));
+        Ok(entry)
     }
 
     async fn range(&self, prefix: &str, options: RangeOptions) -> Result<Page, StoreError> {
@@ -200,11 +208,22 @@ impl Store for SimStore {
 
     async fn txn(&self, txn: &Txn) -> Result<TxnOutcome, StoreError> {
         self.transactions.fetch_add(1, Ordering::Relaxed);
+        if self.doubts().contains(txn) {
+            let text = format!("host {} sends a transaction again that it didn't read back: {:?}", self.host, txn.compares);
+            self.world.lock().violated(text);
+        }
+        let sent = txn;
         let (by, txn) = (Writer::Coordinator(self.host, self.life), txn.clone());
         match self.call(true, move |inner| inner.commit(&by, &txn)).await {
             Ok(outcome) => outcome,
             Err(Failure::Unavailable) => Err(StoreError::Unavailable("simulated".into())),
-            Err(Failure::Lost) => Err(StoreError::Unknown("simulated".into())),
+            Err(Failure::Lost) => {
+                // One that only deletes has nothing that it could be known by.
+                if sent.ops.iter().any(|op| matches!(op, Op::Put { .. })) {
+                    self.doubts().push(sent.clone());
+                }
+                Err(StoreError::Unknown("simulated".into()))
+            }
         }
     }
 
