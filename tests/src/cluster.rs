@@ -40,6 +40,7 @@ impl Default for Builder {
                 flag("session-ttl", "2s"),
                 flag("lease-ttl", "2s"),
                 flag("retry-pause", "50ms"),
+                flag("late-sweep-after", "0s"),
                 flag("log", "info,tranche_coordinator=debug,tranche_coordinator::grpc::layers=info"),
             ],
             client: Options::default(),
@@ -73,7 +74,7 @@ impl Builder {
     }
 
     /// A flag of every coordinator (`"lease-ttl", "500ms"`). Defaults: `--session-ttl 2s --lease-ttl 2s
-    /// --retry-pause 50ms`.
+    /// --retry-pause 50ms --late-sweep-after 0s`.
     pub fn flag(mut self, name: &str, value: &str) -> Self {
         self.flags.retain(|(known, _)| known != name);
         self.flags.push((name.to_owned(), value.to_owned()));

@@ -19,13 +19,7 @@ const LEASE_TTL: &str = "3s";
 
 /// Two coordinators on etcd with short times to live.
 async fn two_coordinators() -> Cluster {
-    Cluster::builder()
-        .coordinators(2)
-        .flag("session-ttl", "2s")
-        .flag("lease-ttl", LEASE_TTL)
-        .flag("late-sweep-after", "0s")
-        .start()
-        .await
+    Cluster::builder().coordinators(2).flag("session-ttl", "2s").flag("lease-ttl", LEASE_TTL).start().await
 }
 
 /// A batch into the library, in ranges of so many tasks.
