@@ -23,5 +23,6 @@ pub mod library;
 pub mod log;
 pub mod plan;
 pub mod run;
+pub mod seeds;
 pub mod stats;
 pub mod wire;

@@ -163,14 +163,16 @@ fn fault(rng: &mut SmallRng, coordinators: &[String], workers: &[String]) -> Fau
     let coordinator = one(rng, coordinators);
     let worker = one(rng, workers);
     let etcd = ETCD.to_owned();
-    // Who can't reach whom: a coordinator etcd, a coordinator everybody, a worker a coordinator or all.
-    let (a, b) = match rng.random_range(0..5) {
+    // Who can't reach whom.
+    let others: Vec<_> = coordinators.iter().filter(|other| **other != coordinator).cloned().collect();
+    let (a, b) = match rng.random_range(0..7) {
         0 | 1 => (vec![coordinator.clone()], vec![etcd.clone()]),
         2 => (vec![worker.clone()], coordinators.to_vec()),
         3 => (vec![worker.clone()], vec![coordinator.clone()]),
+        4 => (vec![coordinator.clone()], others),
+        5 => (vec![CLIENT.to_owned()], vec![coordinator.clone()]),
         _ => {
-            let others = coordinators.iter().filter(|other| **other != coordinator);
-            let all = others.chain(workers).cloned().chain([etcd.clone(), CLIENT.to_owned()]);
+            let all = others.into_iter().chain(workers.to_vec()).chain([etcd.clone(), CLIENT.to_owned()]);
             (vec![coordinator.clone()], all.collect())
         }
     };
