@@ -1,6 +1,6 @@
 //! One batch, from its files to the sweep: what its clients do, and what must come out.
 
-use super::calls::{CallError, Calls, known};
+use super::calls::{CallError, Calls};
 use super::files::{Files, Shelf, count};
 use super::journal::Journal;
 use super::plan::BatchPlan;
@@ -148,7 +148,7 @@ impl Batch<'_> {
             match result {
                 Ok(_) => return Ok(true),
                 Err(error @ Error::LostTasks { .. }) => return Err(format!("I7: {error}")),
-                Err(error) if error.retryable() || known(&error) => {
+                Err(error) if error.retryable() => {
                     let url = client.url();
                     self.journal.note(format!("{name}: append at {url}: {:?}: {error}", error.code()));
                     if self.overdue.is_cancelled() {
@@ -227,7 +227,7 @@ impl Batch<'_> {
                 let watch = self.calls.any().wait_until(name, &wished);
                 match timeout(WATCH, watch).await {
                     Ok(Ok(batch)) => batch,
-                    Ok(Err(error)) if !error.retryable() && !known(&error) => {
+                    Ok(Err(error)) if !error.retryable() => {
                         return Err(format!("a watch was refused: {:?}: {error}", error.code()));
                     }
                     _ => self.get(name).await?,
@@ -325,14 +325,24 @@ impl Batch<'_> {
     }
 
     fn check_library(&self, name: &str, ended: &v1::Batch) -> Result<(), Broken> {
-        let manifest = self.shelf.manifest(name).exists();
-        match ended.state() {
-            State::Committed if !manifest => Err("I4: it has no manifest in the library".into()),
-            State::RolledBack if manifest => Err("I4: rolled back, it has a manifest in the library".into()),
-            State::RolledBack => self.shelf.check(),
-            // Compared by the caller, who knows what must be there now.
-            _ => Ok(()),
+        check_report(ended)?;
+        let path = self.shelf.manifest(name);
+        if ended.state() == State::RolledBack {
+            if path.exists() {
+                return Err("I4: rolled back, it has a manifest in the library".into());
+            }
+            return self.shelf.check();
         }
+        // The library is compared by the caller, who knows what must be there now.
+        let objects = json(&path)?["objects"].as_array().cloned().unwrap_or_default();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let found: BTreeMap<_, _> = objects.iter().map(|o| (text(&o["key"]), text(&o["blake3"]))).collect();
+        let expected: BTreeMap<_, _> = self.files.staged().collect();
+        if found != expected || objects.len() != expected.len() {
+            let (found, expected) = (objects.len(), expected.len());
+            return Err(format!("I4: its manifest has {found} objects, not the {expected} that were staged"));
+        }
+        Ok(())
     }
 
     fn check_counters(&self, ended: &v1::Batch) -> Result<(), Broken> {
@@ -391,7 +401,7 @@ async fn cancel_later(
     journal.counts().cancels += 1;
     match calls.ask("CancelBatch", async |client| client.cancel(name, ACTOR, "planned").await).await {
         Ok(batch) => {
-            match batch.decision.as_ref().map(|decision| decision.outcome()) {
+            match batch.decision.as_ref().map(v1::Decision::outcome) {
                 Some(Outcome::Rollback) => {}
                 None if !healed.is_cancelled() => {
                     journal.note(format!("{name}: a cancel was answered with {}", brief(&batch)));
@@ -408,6 +418,24 @@ async fn cancel_later(
     }
     journal.note(format!("{name}: {told:?}"));
     Ok(told)
+}
+
+/// The report is durable before the end is told, and says the same.
+fn check_report(ended: &v1::Batch) -> Result<(), Broken> {
+    let report = json(Path::new(&ended.report_uri))?;
+    let counters = ended.counters.unwrap_or_default();
+    let told = [counters.total, counters.staged, counters.failed, counters.committed, counters.cutoff];
+    let names = ["total", "staged", "failed", "committed", "cutoff"];
+    let written = names.map(|name| report["counters"][name].as_i64().unwrap_or(-1));
+    if report["state"] != ended.state().as_str_name() || written != told {
+        return Err(format!("I7: the report says {written:?}, the batch {}", brief(ended)));
+    }
+    Ok(())
+}
+
+fn json(path: &Path) -> Result<serde_json::Value, Broken> {
+    let bytes = std::fs::read(path).map_err(|error| format!("I7: {}: {error}", path.display()))?;
+    serde_json::from_slice(&bytes).map_err(|error| format!("I7: {}: {error}", path.display()))
 }
 
 /// Waits until nothing is there.

@@ -13,14 +13,6 @@ use tranche_client::{Client, Error, Options};
 /// The longest pause before another coordinator is asked.
 const PAUSE_MS: u64 = 200;
 
-/// Refusals that should be answers that say 'later'.
-const KNOWN: [&str; 1] = ["STORE_REJECTED"];
-
-/// Whether it is one of these.
-pub fn known(error: &Error) -> bool {
-    error.reason().is_some_and(|reason| KNOWN.contains(&reason.as_str()))
-}
-
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum CallError {
@@ -62,6 +54,16 @@ impl Calls {
         &self.clients[self.draw(self.clients.len() as u64) as usize]
     }
 
+    /// Every coordinator, in order.
+    pub fn all(&self) -> &[Client] {
+        &self.clients
+    }
+
+    /// Whether the time for all batches to end is over.
+    pub fn overdue(&self) -> bool {
+        self.overdue.is_cancelled()
+    }
+
     /// Asks one coordinator after the other until one answers.
     pub async fn ask<T>(
         &self,
@@ -72,7 +74,7 @@ impl Calls {
             let client = self.any();
             let error = match call(client).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if !error.retryable() && !known(&error) => return Err(CallError::Refused(error)),
+                Err(error) if !error.retryable() => return Err(CallError::Refused(error)),
                 Err(error) => format!("{what} at {}: {:?}: {error}", client.url(), error.code()),
             };
             self.journal.note(&error);

@@ -4,10 +4,10 @@ use super::disk::Disk;
 use super::journal::Journal;
 use super::plan::{ETCDS, Fault, Full, Moment, Planned, Target, Who};
 use super::recorder::{Decided, Recorder};
-use super::system::System;
+use super::system::{Member, System};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tranche_client::v1::decision::Outcome;
@@ -16,6 +16,10 @@ use tranche_client::v1::decision::Outcome;
 const NO_DECISION: Duration = Duration::from_secs(3);
 /// How long it may take to free etcd's space, once all nodes are there.
 const FREEING: Duration = Duration::from_mins(1);
+/// How long a process that is starved stands still, and how long it runs, by turns.
+const STUTTER_STOPPED: Duration = Duration::from_millis(300);
+/// See [`STUTTER_STOPPED`].
+const STUTTER_RUNNING: Duration = Duration::from_millis(30);
 /// Between two tries of that.
 const PAUSE: Duration = Duration::from_millis(300);
 
@@ -47,6 +51,9 @@ impl Injector {
         match &fault {
             Fault::Kill(target) => self.kill(&fault, *target, decided, lasts).await,
             Fault::Pause(target) => self.pause(&fault, *target, decided, lasts).await,
+            Fault::Blackout(all) => self.blackout(&fault, all, lasts).await,
+            Fault::Freeze(all) => self.freeze(&fault, all, lasts).await,
+            Fault::Stutter(target) => self.stutter(&fault, *target, decided, lasts).await,
             Fault::Leave(target) => self.leave(&fault, *target, decided, lasts).await,
             Fault::Partition { from, to, both } => self.partition(&fault, from, to, *both, lasts).await,
             Fault::Compact(node) => self.compact(&fault, *node).await,
@@ -132,6 +139,63 @@ impl Injector {
         self.last(lasts).await;
         process.cont();
         self.journal.note(format!("{who} goes on"));
+    }
+
+    async fn blackout(&self, fault: &Fault, all: &[Who], lasts: Duration) {
+        let mut killed = Vec::new();
+        for mut member in self.members(all).await {
+            if member.kill() {
+                killed.push(member);
+            }
+        }
+        self.struck(fault);
+        self.journal.note(format!("{fault} for {lasts:?}: {} were there", killed.len()));
+        self.journal.counts().kills += killed.len() as u64;
+        self.last(lasts).await;
+        for mut member in killed {
+            member.start();
+        }
+        self.journal.note(format!("started again: {fault}"));
+    }
+
+    async fn freeze(&self, fault: &Fault, all: &[Who], lasts: Duration) {
+        let mut members = self.members(all).await;
+        let mut stopped = 0;
+        for process in members.iter_mut().filter_map(|member| member.process()) {
+            process.stop();
+            stopped += 1;
+        }
+        self.struck(fault);
+        self.journal.note(format!("{fault} for {lasts:?}: {stopped} were there"));
+        self.journal.counts().pauses += stopped;
+        self.last(lasts).await;
+        for process in members.iter_mut().filter_map(|member| member.process()) {
+            process.cont();
+        }
+        self.journal.note(format!("go on: {fault}"));
+    }
+
+    async fn stutter(&self, fault: &Fault, target: Target, decided: Option<Decided>, lasts: Duration) {
+        let who = self.resolve(target, decided).await;
+        let Some(mut member) = self.system.try_member(who).await else { return self.skip(fault, who) };
+        let Some(process) = member.process() else { return self.skip(fault, who) };
+        self.struck(fault);
+        self.journal.note(format!("{fault}: {who} for {lasts:?}"));
+        self.journal.counts().stutters += 1;
+        let end = Instant::now() + lasts;
+        while Instant::now() < end && !self.heal.is_cancelled() {
+            process.stop();
+            self.last(STUTTER_STOPPED).await;
+            process.cont();
+            self.last(STUTTER_RUNNING).await;
+        }
+        self.journal.note(format!("{who} is starved no more"));
+    }
+
+    /// Those of them that have no trouble already.
+    async fn members(&self, all: &[Who]) -> Vec<OwnedMutexGuard<Member>> {
+        let all = futures::future::join_all(all.iter().map(|who| self.system.try_member(*who))).await;
+        all.into_iter().flatten().collect()
     }
 
     async fn leave(&self, fault: &Fault, target: Target, decided: Option<Decided>, lasts: Duration) {

@@ -25,6 +25,8 @@ pub struct Counts {
     pub kills: u64,
     /// Processes stopped beyond their time to live, and continued.
     pub pauses: u64,
+    /// Processes that were starved.
+    pub stutters: u64,
     /// Partitions that were made and healed.
     pub partitions: u64,
     /// Kills of the etcd node that led. They count as kills too.
@@ -51,6 +53,10 @@ pub struct Counts {
     pub false_starts: u64,
     /// Answers of coordinators that were cut off, older than another's before.
     pub stale: u64,
+    /// The most memory that a coordinator had, in bytes.
+    pub coordinator_memory: u64,
+    /// The most memory that a worker had, in bytes.
+    pub worker_memory: u64,
     /// The longest that a round's batches took to end after the faults had stopped.
     pub longest_settling: Duration,
 }

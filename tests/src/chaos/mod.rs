@@ -18,6 +18,7 @@
 //! | [`inject`] | carries the faults out, and takes them back |
 //! | [`recorder`] | reads etcd's history before it is compacted |
 //! | [`lane`], [`batch`], [`files`], [`calls`] | clients, and what must come out |
+//! | [`settled`] | what must hold after each round |
 //! | [`journal`], [`table`] | what happened |
 
 pub mod batch;
@@ -33,6 +34,7 @@ pub mod plan;
 pub mod recorder;
 mod run;
 pub mod sandbox;
+pub mod settled;
 pub mod system;
 pub mod table;
 

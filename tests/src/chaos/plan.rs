@@ -99,6 +99,12 @@ pub enum Fault {
     Kill(Target),
     /// SIGSTOP, and SIGCONT after the time.
     Pause(Target),
+    /// SIGKILL to all of these at once, and a new start after the time.
+    Blackout(Vec<Who>),
+    /// SIGSTOP to all of these at once, and SIGCONT after the time: as a machine that is suspended.
+    Freeze(Vec<Who>),
+    /// SIGSTOP and SIGCONT again and again, for the time: a process that is starved, not gone.
+    Stutter(Target),
     /// SIGTERM to a coordinator or a worker, and a new start after it ended and the time passed.
     Leave(Target),
     /// No packet goes from any of these to any of those; and none back, if it is `both` ways.
@@ -124,6 +130,9 @@ impl Fault {
         match self {
             Self::Kill(_) => "kill",
             Self::Pause(_) => "pause",
+            Self::Blackout(_) => "blackout",
+            Self::Freeze(_) => "freeze",
+            Self::Stutter(_) => "stutter",
             Self::Leave(_) => "leave",
             Self::Partition { .. } => "partition",
             Self::Compact(_) => "compact",
@@ -139,6 +148,9 @@ impl fmt::Display for Fault {
         match self {
             Self::Kill(target) => write!(f, "kill {target}"),
             Self::Pause(target) => write!(f, "pause {target}"),
+            Self::Blackout(all) => write!(f, "kill {}", names(all)),
+            Self::Freeze(all) => write!(f, "pause {}", names(all)),
+            Self::Stutter(target) => write!(f, "starve {target}"),
             Self::Leave(target) => write!(f, "ask {target} to leave"),
             Self::Partition { from, to, both } => {
                 let arrow = if *both { "|" } else { "|>" };
@@ -181,9 +193,12 @@ pub struct Planned {
 /// The faults' mean distance.
 const DISTANCE_MS: f64 = 380.0;
 /// How often each kind comes.
-const WEIGHTS: [(&str, u32); 7] = [
+const WEIGHTS: [(&str, u32); 10] = [
     ("kill", 30),
     ("pause", 22),
+    ("blackout", 4),
+    ("freeze", 4),
+    ("stutter", 6),
     ("leave", 24),
     ("partition", 22),
     ("compact", 7),
@@ -226,6 +241,24 @@ impl Faults {
             50..75 => Target::Owner(self.any(COORDINATORS)),
             75..88 => Target::One(Who::Etcd(self.any(ETCDS))),
             _ => Target::Leader(self.any(ETCDS)),
+        }
+    }
+
+    /// Several members: one kind, some of everything, or all.
+    fn group(&mut self) -> Vec<Who> {
+        let kind = self.any(5);
+        let all: Vec<Who> = Who::all().collect();
+        let some = |wanted: fn(&Who) -> bool| all.iter().copied().filter(wanted).collect();
+        match kind {
+            0 => some(|who| matches!(who, Who::Etcd(_))),
+            1 => some(|who| matches!(who, Who::Coordinator(_))),
+            2 => some(|who| matches!(who, Who::Worker(_))),
+            3 => all.clone(),
+            _ => {
+                let mut part: Vec<Who> = all.clone().into_iter().choose_multiple(&mut self.random, 4);
+                part.sort();
+                part
+            }
         }
     }
 
@@ -280,7 +313,10 @@ impl Iterator for Faults {
         let (fault, lasts) = match kind {
             "kill" => (Fault::Kill(self.target()), self.millis(100..2_500)),
             // The sessions live 2 s, the leases 3 s.
-            "pause" => (Fault::Pause(self.target()), self.millis(2_500..6_500)),
+            "pause" => (Fault::Pause(self.target()), self.millis(2_500..7_500)),
+            "blackout" => (Fault::Blackout(self.group()), self.millis(100..2_000)),
+            "freeze" => (Fault::Freeze(self.group()), self.millis(2_000..6_000)),
+            "stutter" => (Fault::Stutter(self.target()), self.millis(1_000..4_000)),
             "leave" => {
                 let coordinator = Target::One(Who::Coordinator(self.any(COORDINATORS)));
                 let worker = Target::One(Who::Worker(self.any(WORKERS)));

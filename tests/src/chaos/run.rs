@@ -1,19 +1,17 @@
 //! A run: rounds of faults and batches, and the checks after each.
 
 use super::calls::Calls;
-use super::files::staging;
 use super::inject::Injector;
 use super::journal::{Counts, Journal};
-use super::lane::{LIBRARY, Lane, Round};
+use super::lane::{Lane, Round};
 use super::options::Options;
-use super::plan::{self, ETCDS, Faults};
+use super::plan::{self, Faults};
 use super::recorder::Recorder;
 use super::sandbox::Sandbox;
+use super::settled::Settled;
 use super::system::{PREFIX, System};
-use crate::{cluster, invariants};
 use futures::future::join_all;
 use rand::Rng as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +19,6 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tranche_client::v1;
 
 /// Prefix of the run's folder; its process id follows.
 const FOLDER: &str = "tranche-chaos-";
@@ -176,8 +173,16 @@ impl Chaos<'_> {
             ));
         }
         if self.journal.violations().is_empty() {
-            self.check(&ended).await;
-            self.tidy(&ended, &calls).await;
+            let settled = Settled {
+                system: &self.system,
+                recorder: &self.recorder,
+                journal: &self.journal,
+                calls: &calls,
+                lanes: &self.lanes,
+                ended: &ended,
+            };
+            settled.check().await;
+            settled.tidy().await;
         }
     }
 
@@ -227,66 +232,6 @@ impl Chaos<'_> {
         };
         if timeout(SETTLING, all).await.is_err() {
             self.journal.violation(format!("I9: not everybody serves within {SETTLING:?}"));
-        }
-    }
-
-    /// What can be checked once nothing is under way.
-    async fn check(&self, ended: &[v1::Batch]) {
-        for lane in &self.lanes {
-            if let Err(error) = lane.check() {
-                self.journal.violation(format!("at the end of the round: {error}"));
-            }
-        }
-        for root in [self.system.library_disk.path(), &self.system.plain] {
-            let staging = staging(&root.join(LIBRARY));
-            let left = crate::library::snapshot(&staging);
-            if !left.is_empty() {
-                let some: Vec<_> = left.into_keys().take(5).collect();
-                self.journal.violation(format!("I4: nothing is under way, and there is {some:?}, … staged"));
-            }
-        }
-        let Some((history, gap)) = self.recorder.history(SETTLING).await else {
-            return self.journal.violation("etcd's history can't be read after the faults");
-        };
-        for batch in ended {
-            let history = history.batch(&cluster::key(&batch.name));
-            let first = history.snapshots.first().map_or(0, |snapshot| snapshot.revision);
-            if first <= gap {
-                // etcd has forgotten a part that wasn't read in time; the end was checked.
-                self.journal.note(format!("{}: its history isn't whole", batch.name));
-                continue;
-            }
-            match catch_unwind(AssertUnwindSafe(|| invariants::check(&history))) {
-                Ok(()) => self.journal.counts().histories += 1,
-                Err(panic) => {
-                    let text = panic.downcast_ref::<String>().cloned();
-                    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
-                    let text = text.unwrap_or_default();
-                    self.journal.violation(format!("{}: history: {text}", batch.name));
-                }
-            }
-        }
-    }
-
-    /// Removes the round's batches, so that disks and etcd don't fill up over hours.
-    async fn tidy(&self, ended: &[v1::Batch], calls: &Calls) {
-        for batch in ended {
-            let name = &batch.name;
-            if let Err(error) = calls.ask("DeleteBatch", async |client| client.delete(name).await).await {
-                self.journal.violation(format!("{name}: it can't be deleted: {error:?}"));
-            }
-            for lane in &self.lanes {
-                lane.tidy(name);
-            }
-        }
-        self.recorder.forget();
-        let compacted = self.system.etcd.compact(0).await.map(drop);
-        let mut results = vec![compacted];
-        for node in 0..ETCDS {
-            results.push(self.system.etcd.defragment(node).await);
-        }
-        for error in results.into_iter().filter_map(Result::err) {
-            self.journal.note(format!("tidying etcd: {error}"));
         }
     }
 }

@@ -14,6 +14,7 @@ pub fn table(seed: u64, minutes: f64, counts: &Counts, violations: usize) -> Str
         ("tasks", counts.tasks.to_string()),
         ("kills", counts.kills.to_string()),
         ("pauses", counts.pauses.to_string()),
+        ("starved", counts.stutters.to_string()),
         ("partitions", counts.partitions.to_string()),
         ("leader kills", counts.leader_kills.to_string()),
         ("compactions", counts.compactions.to_string()),
@@ -28,6 +29,8 @@ pub fn table(seed: u64, minutes: f64, counts: &Counts, violations: usize) -> Str
         ("old answers", counts.stale.to_string()),
         ("false starts", counts.false_starts.to_string()),
         ("longest settling", format!("{:.1} s", counts.longest_settling.as_secs_f64())),
+        ("largest coordinator", mib(counts.coordinator_memory)),
+        ("largest worker", mib(counts.worker_memory)),
         ("VIOLATIONS", violations.to_string()),
     ];
     let width = columns.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
@@ -37,20 +40,20 @@ pub fn table(seed: u64, minutes: f64, counts: &Counts, violations: usize) -> Str
     format!("| {:width$} | {:>16} |\n{line}{body}\n{}", "chaos", "", struck(counts))
 }
 
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
 /// How often each kind of fault struck while a batch was in each state.
 fn struck(counts: &Counts) -> String {
     let states = [State::Importing, State::Held, State::Committing, State::RollingBack];
-    let mut text = format!("| {:15} |", "struck while");
-    for state in states {
-        text += &format!(" {:>12} |", format!("{state:?}"));
-    }
-    text += &format!("\n|{}|{}\n", "-".repeat(17), format!("{}:|", "-".repeat(13)).repeat(states.len()));
-    for kind in plan::kinds() {
-        text += &format!("| {kind:15} |");
-        for state in states {
-            text += &format!(" {:>12} |", counts.struck.get(&(kind, state)).unwrap_or(&0));
-        }
-        text.push('\n');
-    }
-    text
+    let heads: String = states.iter().map(|state| format!(" {:>12} |", format!("{state:?}"))).collect();
+    let row = |kind: &'static str| {
+        let count = |state| counts.struck.get(&(kind, state)).copied().unwrap_or_default();
+        let cells: String = states.iter().map(|state| format!(" {:>12} |", count(*state))).collect();
+        format!("| {kind:15} |{cells}\n")
+    };
+    let line = format!("|{}|{}", "-".repeat(17), format!("{}:|", "-".repeat(13)).repeat(states.len()));
+    let body: String = plan::kinds().map(row).collect();
+    format!("| {:15} |{heads}\n{line}\n{body}", "struck while")
 }
