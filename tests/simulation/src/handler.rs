@@ -15,6 +15,8 @@ use tranche_worker::{
 
 /// The name by which batches ask for it.
 pub(crate) const NAME: &str = "sim";
+/// What takes longer is made of several writes.
+const LONG_WRITE: Duration = Duration::from_millis(300);
 /// The parameter that names the batch's plan.
 pub(crate) const PLAN: &str = "plan";
 
@@ -110,7 +112,10 @@ impl Handler for SimHandler {
                 return Err(HandlerError::Cancelled);
             }
             let pause = self.pace * u32::try_from(tasks.len()).unwrap_or(u32::MAX);
-            if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            // A write that was begun is done, whatever is said meanwhile, or after it stood still with its worker.
+            if pause < LONG_WRITE && self.world.lock().rng.bool() {
+                tokio::time::sleep(pause).await;
+            } else if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Err(HandlerError::Cancelled);
             }
             self.world.lock().stages_on(by, token);

@@ -155,7 +155,7 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         coordinator_pause: rate(0.35, 0.5),
         worker_crash: rate(0.3, 0.6),
         worker_leave: rate(0.25, 0.5),
-        worker_pause: rate(0.35, 0.6),
+        worker_pause: rate(0.4, 0.8),
         store_partition: rate(0.3, 0.5),
         stream_cut: rate(0.35, 2.0),
         link_silent: rate(0.3, 1.0),
@@ -201,6 +201,12 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
             rates.store_partition = 0.0;
             (knobs.unavailable, knobs.answer_lost, knobs.watch_lag, knobs.watch_missed) = (0.0, 0.0, 0.0, 0.0);
             (knobs.objects_slow, knobs.objects_away) = (0.0, 0.0);
+            for batch in &mut batches {
+                // A cancel among many calls: those that it gets ahead of must be answered all the same.
+                let after = Duration::from_millis(rng.u64(100..=1500));
+                batch.cancel = Some(batch.begin + after);
+                (batch.tasks, batch.chunk) = (rng.u64(60..=120), rng.u64(2..=4));
+            }
         }
     }
     let skewed = rng.bool();

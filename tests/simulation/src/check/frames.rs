@@ -16,7 +16,7 @@ use tranche_proto::v1::batch::State;
 use tranche_worker::{StageLease, Token};
 
 /// How long a call may take where nothing fails that it needs.
-const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
+const ANSWER_WITHIN: Duration = Duration::from_millis(700);
 
 type Worker = (HostId, Life);
 
@@ -26,6 +26,8 @@ pub(super) struct Frames {
     rules: Option<(Leaves, Duration)>,
     /// Leases that failed as a whole, as their workers said.
     failed: BTreeSet<TokenKey>,
+    /// Leases that were reported. What else is acknowledged, the coordinator reported to itself.
+    reported: BTreeSet<TokenKey>,
     /// Batches whose rollback was told on a stream.
     told: BTreeSet<(StreamId, String)>,
     /// Calls that stage now, with their batches.
@@ -61,6 +63,9 @@ impl Inner {
         match &request.frame {
             Some(Up::Report(report)) if !report.error.is_empty() => {
                 self.check.frames.failed.insert(token_key(report.token.as_ref()));
+            }
+            Some(Up::Report(report)) => {
+                self.check.frames.reported.insert(token_key(report.token.as_ref()));
             }
             Some(Up::PhaseAck(ack)) if ack.phase == i32::from(v1::Phase::Rollback) => {
                 let of_it = |((by, _), batch): &(&(Worker, TokenKey), &String)| *by == worker && **batch == ack.batch;
@@ -147,7 +152,7 @@ impl Inner {
     /// Whether a staging lease's report counts. One that failed as a whole has nothing to count. Leases for other
     /// phases have no records: they count when they were never out for staging.
     fn is_counted(&self, token: TokenKey) -> bool {
-        if self.check.frames.failed.contains(&token) {
+        if self.check.frames.failed.contains(&token) || !self.check.frames.reported.contains(&token) {
             return true;
         }
         let mut all = self.check.batches.values();
