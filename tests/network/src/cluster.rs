@@ -152,14 +152,14 @@ impl Cluster {
         while !holds(&self.world) {
             self.sim.step().expect("hosts that run");
             assert_eq!(self.failed(), None);
-            let waited = self.sim.elapsed() - began;
+            let waited = self.sim.elapsed().saturating_sub(began);
             assert!(
                 waited <= limit,
                 "{what}: not within {limit:?}; {}",
                 crate::check::unsettled(&self.world)
             );
         }
-        self.sim.elapsed() - began
+        self.sim.elapsed().saturating_sub(began)
     }
 
     /// What a client was refused, as soon as it was.

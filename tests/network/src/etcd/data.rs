@@ -32,6 +32,14 @@ struct Inner {
     granted: i64,
 }
 
+/// Changes that a watch is told of.
+pub(super) struct Events {
+    /// All of them up to this revision.
+    pub(super) through: i64,
+    /// Each revision's.
+    pub(super) revisions: Vec<Vec<pb::Event>>,
+}
+
 #[derive(Debug)]
 struct Lease {
     ttl: Duration,
@@ -180,28 +188,21 @@ impl Data {
     ///
     /// # Errors
     /// Where it is compacted to, when the revision is older than that.
-    pub(super) fn events(
-        &self,
-        from: i64,
-        key: &[u8],
-        end: &[u8],
-    ) -> Result<(i64, Vec<(i64, Vec<pb::Event>)>), i64> {
+    pub(super) fn events(&self, from: i64, key: &[u8], end: &[u8]) -> Result<Events, i64> {
         let inner = self.lock();
-        if from <= inner.compacted && from > 0 {
-            // The revision of the compaction itself is still there, older ones are not.
-            if from < inner.compacted {
-                return Err(inner.compacted);
-            }
+        // The revision of the compaction itself is still there, older ones are not.
+        if from > 0 && from < inner.compacted {
+            return Err(inner.compacted);
         }
         let inside = |event: &&pb::Event| {
             let name = event.kv.as_ref().map_or(&[][..], |kv| &kv.key);
             if end.is_empty() { name == key } else { name >= key && (end == [0] || name < end) }
         };
-        let revisions = inner.log.range(from.max(1)..).filter_map(|(revision, events)| {
+        let revisions = inner.log.range(from.max(1)..).filter_map(|(_, events)| {
             let events: Vec<_> = events.iter().filter(inside).cloned().collect();
-            (!events.is_empty()).then_some((*revision, events))
+            (!events.is_empty()).then_some(events)
         });
-        Ok((inner.revision, revisions.collect()))
+        Ok(Events { through: inner.revision, revisions: revisions.collect() })
     }
 
     pub(super) fn grant(&self, ttl: Duration, now: Duration) -> i64 {

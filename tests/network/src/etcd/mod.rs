@@ -10,7 +10,13 @@ pub use data::{Change, Data};
 pub use serve::{PORT, serve};
 
 /// The messages of etcd's API.
-#[allow(missing_docs, clippy::pedantic, unreachable_pub, reason = "generated; etcd documents it")]
+#[allow(
+    missing_docs,
+    clippy::pedantic,
+    clippy::enum_variant_names,
+    unreachable_pub,
+    reason = "generated; etcd documents it"
+)]
 pub(crate) mod pb {
     tonic::include_proto!("etcdserverpb");
 }

@@ -125,7 +125,7 @@ impl Watch for Member {
                 () = follow(data, create, to) => {}
                 () = ended.closed() => {}
                 // The watch ends when its requests do.
-                _ = async { while let Ok(Some(_)) = requests.try_next().await {} } => {}
+                () = async { while let Ok(Some(_)) = requests.try_next().await {} } => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -145,7 +145,7 @@ async fn follow(
     }
     loop {
         changes.mark_unchanged();
-        let (revision, found) = match data.events(next, &create.key, &create.range_end) {
+        let found = match data.events(next, &create.key, &create.range_end) {
             Ok(found) => found,
             Err(compact_revision) => {
                 let end = pb::WatchResponse {
@@ -159,9 +159,9 @@ async fn follow(
                 return;
             }
         };
-        next = next.max(revision + 1);
+        next = next.max(found.through + 1);
         let header = data.header();
-        for (_, events) in found {
+        for events in found.revisions {
             let response = pb::WatchResponse { header: Some(header), events, ..Default::default() };
             if to.send(Ok(response)).await.is_err() {
                 return;
