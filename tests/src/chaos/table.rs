@@ -47,10 +47,12 @@ fn mib(bytes: u64) -> String {
 /// How often each kind of fault struck while a batch was in each state.
 fn struck(counts: &Counts) -> String {
     let states = [State::Importing, State::Held, State::Committing, State::RollingBack];
-    let heads: String = states.iter().map(|state| format!(" {:>12} |", format!("{state:?}"))).collect();
+    let heads =
+        states.iter().map(|state| format!(" {:>12} |", format!("{state:?}"))).collect::<Vec<_>>().concat();
     let row = |kind: &'static str| {
         let count = |state| counts.struck.get(&(kind, state)).copied().unwrap_or_default();
-        let cells: String = states.iter().map(|state| format!(" {:>12} |", count(*state))).collect();
+        let cells =
+            states.iter().map(|state| format!(" {:>12} |", count(*state))).collect::<Vec<_>>().concat();
         format!("| {kind:15} |{cells}\n")
     };
     let line = format!("|{}|{}", "-".repeat(17), format!("{}:|", "-".repeat(13)).repeat(states.len()));
