@@ -35,7 +35,9 @@ pub struct Config {
     /// How long to wait for the store at start before giving up. 100 ms to 1 h, default 30 s.
     pub start_timeout: Duration,
     /// How long a lease lives after its worker's last heartbeat: the time until a lost worker's ranges go
-    /// to others. 200 ms to 10 min, default 10 s.
+    /// to others. 200 ms to 10 min, default 10 s. With several coordinators at least `session_ttl` and two
+    /// heartbeats: else leases may end between the loss of a coordinator and the take-over of its batches,
+    /// and their tasks are staged again.
     pub lease_ttl: Duration,
     /// How often workers send heartbeats; at most a third of `lease_ttl`, so that one may be lost. At least
     /// 20 ms. Default: a quarter of `lease_ttl`.
@@ -202,6 +204,19 @@ impl Config {
             // `check` refuses this.
             (None, StoreConfig::Etcd { .. }) => PathBuf::from("objects"),
         }
+    }
+
+    /// What is allowed, but may not be meant.
+    pub fn hint(&self) -> Option<String> {
+        let StoreConfig::Etcd { session_ttl, .. } = &self.store else { return None };
+        let needed = *session_ttl + 2 * self.heartbeat();
+        (self.lease_ttl < needed).then(|| {
+            format!(
+                "lease_ttl is {:?}, less than session_ttl and two heartbeats ({needed:?}): when a coordinator is \
+                 lost, leases may end before another one takes its batches, and their tasks are staged again",
+                self.lease_ttl
+            )
+        })
     }
 
     /// How often workers send heartbeats.

@@ -24,6 +24,9 @@ use tranche_proto::v1::worker_service_server::WorkerServiceServer;
 /// clients.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// This part of the grace time is what the last writes to the store may take: a half.
+const STORE_PART: u32 = 2;
+
 /// Why a coordinator didn't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -74,6 +77,7 @@ impl Server {
     /// Checks the configuration, opens the store, binds the address, takes up the batches that are there.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         config.check()?;
+        let begun = Instant::now();
         let store = open_within(&config).await?;
         let objects = Objects::local(&config.objects_dir())?;
         let listen = |source| StartError::Listen { address: config.listen, source };
@@ -81,8 +85,18 @@ impl Server {
         let address = listener.local_addr().map_err(listen)?;
         let stop = CancellationToken::new();
         let endpoint = config.endpoint(address);
-        let node =
-            Node::start(config.clone(), endpoint, store, objects, Host::default(), stop.clone()).await?;
+        if let Some(hint) = config.hint() {
+            tracing::warn!("{hint}");
+        }
+        let rest =
+            Config { start_timeout: config.start_timeout.saturating_sub(begun.elapsed()), ..config.clone() };
+        let started = Node::start(rest, endpoint, store, objects, Host::default(), stop.clone()).await;
+        let node = started.map_err(|error| match error {
+            Error::Store(last) if last.retryable() => {
+                StartError::StoreAway { store: config.store.to_string(), waited: begun.elapsed(), last }
+            }
+            error => error.into(),
+        })?;
         Ok(Self { listener, address, node: Arc::new(node), config, stop })
     }
 
@@ -139,8 +153,16 @@ impl Server {
         stop.cancel();
         let grace = config.shutdown_grace;
         let ended = tokio::time::timeout(grace, async {
-            // The batches are free for others from here on.
-            node.stopped().await;
+            // The batches are free for others from here on. A store that is away must not take the time that
+            // the streams' ends need.
+            if tokio::time::timeout(grace / STORE_PART, node.stopped()).await.is_err() {
+                tracing::warn!(
+                    ?grace,
+                    "the store doesn't answer in time: left, the locks go with the session"
+                );
+                node.cut();
+                node.stopped().await;
+            }
             // Only now: the drivers' last acknowledgements travel on these streams.
             workers.cancel();
             closed.cancel();

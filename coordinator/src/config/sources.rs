@@ -56,7 +56,11 @@ pub const FIELDS: &[Field] = &[
         "Directory of segments, failures, reports [default: objects in the embedded store]",
     ),
     field("start_timeout", "TIME", "How long to wait for the store at start, 100ms to 1h [default: 30s]"),
-    field("lease_ttl", "TIME", "How long a lease lives after a heartbeat, 200ms to 10m [default: 10s]"),
+    field(
+        "lease_ttl",
+        "TIME",
+        "How long a lease lives after a heartbeat, 200ms to 10m; with etcd at least session_ttl and two heartbeats [default: 10s]",
+    ),
     field(
         "heartbeat_interval",
         "TIME",

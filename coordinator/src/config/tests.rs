@@ -275,3 +275,25 @@ fn etcd_in_a_build_without_it_is_said() {
     let text = problem(load(None, &[], &[("store", "etcd:http://a:1"), ("objects", "/o")]));
     assert!(text.contains("this build has no etcd store"), "{text}");
 }
+
+#[test]
+fn a_lease_that_ends_before_a_take_over_is_hinted_at() {
+    let config = |lease_ttl, session_ttl| {
+        let endpoints = vec!["http://127.0.0.1:2379".to_owned()];
+        let (prefix, call_timeout) = (DEFAULT_PREFIX.to_owned(), DEFAULT_CALL_TIMEOUT);
+        let session_ttl = Duration::from_millis(session_ttl);
+        Config {
+            store: StoreConfig::Etcd { endpoints, prefix, session_ttl, call_timeout },
+            lease_ttl: Duration::from_millis(lease_ttl),
+            heartbeat_interval: Some(Duration::from_secs(1)),
+            ..Config::default()
+        }
+    };
+    assert_eq!(config(7000, 5000).hint(), None);
+    let hint = config(6999, 5000).hint().expect("a millisecond too short");
+    assert!(hint.contains("lease_ttl is 6.999s") && hint.contains("(7s)"), "{hint}");
+    let alone = Config { lease_ttl: Duration::from_millis(200), ..Config::default() };
+    assert_eq!(alone.hint(), None, "nobody takes over");
+    let defaults = Config { heartbeat_interval: None, ..config(10_000, 5000) };
+    assert_eq!(defaults.hint(), None);
+}

@@ -1,7 +1,7 @@
 //! How everybody else speaks to a batch's driver.
 
 use crate::error::Error;
-use crate::node::View;
+use crate::node::{Term, View};
 use crate::store::keys::BatchKey;
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
@@ -49,6 +49,7 @@ pub struct Handle {
     view: watch::Receiver<Arc<View>>,
     writing: Arc<Mutex<()>>,
     epoch: Epoch,
+    term: Term,
 }
 
 impl Handle {
@@ -57,8 +58,9 @@ impl Handle {
         view: watch::Receiver<Arc<View>>,
         writing: Arc<Mutex<()>>,
         epoch: Epoch,
+        term: Term,
     ) -> Self {
-        Self { inputs, view, writing, epoch }
+        Self { inputs, view, writing, epoch, term }
     }
 
     /// Of which ownership.
@@ -77,9 +79,15 @@ impl Handle {
         self.writing.clone().lock_owned().await
     }
 
-    /// Whether its driver takes nothing any more.
+    /// Whether its driver takes nothing any more, or its session is over: somebody else may own the batch then,
+    /// whatever the driver still does and knows.
     pub fn ended(&self) -> bool {
-        self.inputs.is_closed()
+        self.inputs.is_closed() || !self.term.lives()
+    }
+
+    /// The session that the batch is owned in.
+    pub fn term(&self) -> &Term {
+        &self.term
     }
 
     /// Whether both lead to the same driver.

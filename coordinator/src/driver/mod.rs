@@ -13,7 +13,7 @@ pub(crate) use act::phase_to_proto;
 pub use handle::{Handle, INPUT_BOUND, Input, Op};
 
 use crate::error::Error;
-use crate::node::{Live, Shared, View};
+use crate::node::{Live, Shared, Term, View};
 use crate::store::keys::BatchKey;
 use crate::store::{StoreError, Txn, TxnOutcome, commit};
 use act::Deliveries;
@@ -70,8 +70,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Makes the driver of a batch whose lock is held, and its handle.
-    pub fn new(shared: Arc<Shared>, key: BatchKey, loaded: Loaded) -> (Self, Handle) {
+    /// Makes the driver of a batch whose lock is held in this term, and its handle.
+    pub fn new(shared: Arc<Shared>, key: BatchKey, loaded: Loaded, term: Term) -> (Self, Handle) {
         let spec = records::spec(&loaded.spec);
         let settings = Settings {
             lease_ttl: shared.config.lease_ttl,
@@ -90,7 +90,7 @@ impl Driver {
         let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
         let (view, seen) = watch::channel(Arc::new(view));
         let writing = Arc::new(Mutex::new(()));
-        let handle = Handle::new(sender, seen, writing.clone(), epoch);
+        let handle = Handle::new(sender, seen, writing.clone(), epoch, term);
         let driver = Self {
             shared,
             key,

@@ -118,7 +118,7 @@ pub(super) async fn updates(
                 if (again || caller.forwarded) && node.cut_off(&batch).await? {
                     return Err(Error::NotOwned { batch }.into());
                 }
-                return Ok(watch::responses(updates));
+                return Ok(watch::responses_of(batch, updates));
             }
         };
         match updates_of(&owners, &caller, &batch, &owner, until).await {

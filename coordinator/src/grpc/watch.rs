@@ -6,7 +6,8 @@
 use super::meter::Meter;
 use super::peers::passing;
 use crate::error::Error;
-use crate::node::View;
+use crate::node::{View, Watched};
+use crate::store::keys::BatchKey;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use std::sync::Arc;
@@ -136,6 +137,26 @@ fn is_final(batch: &v1::Batch) -> bool {
 /// The same, but for rates: they begin anew with each owner.
 fn same(told: &v1::WatchBatchResponse, message: &v1::WatchBatchResponse) -> bool {
     told.batch == message.batch && (told.workers, told.leases) == (message.workers, message.leases)
+}
+
+/// The messages of the owner that is here, as long as it surely is the owner: see [`responses`].
+pub(crate) fn responses_of(batch: BatchKey, watched: Watched) -> Updates {
+    let updates = responses(watched.updates);
+    let Some(term) = watched.term else { return updates };
+    stream::unfold(Some((updates, term, batch)), |state| async {
+        let (mut updates, term, batch) = state?;
+        let message = tokio::select! {
+            biased;
+            () = term.over() => None,
+            message = updates.next() => Some(message?),
+        };
+        match message.filter(|_| term.lives()) {
+            Some(message) => Some((message, Some((updates, term, batch)))),
+            // Another owner may have shown more by now.
+            None => Some((Err(Error::NotOwned { batch }.into()), None)),
+        }
+    })
+    .boxed()
 }
 
 /// The messages of the owner that is here. Ends with the final state, or with `NotOwned` when the batch has

@@ -4,7 +4,7 @@ use super::{Node, Shared, View, ownership};
 use crate::driver::ledger;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{SessionId, Txn, TxnOutcome, commit};
+use crate::store::{SessionId, StoreError, Txn, TxnOutcome, commit};
 use std::sync::Arc;
 use tranche_guards::Guard;
 use tranche_proto::stored::Stored;
@@ -88,10 +88,21 @@ async fn make(
     txn: Txn,
     session: SessionId,
 ) -> Result<TxnOutcome, Error> {
-    let outcome = commit::commit(&*shared.store, &txn).await?;
+    let outcome = tokio::select! {
+        biased;
+        outcome = commit::commit(&*shared.store, &txn) => outcome?,
+        () = shared.cut.cancelled() => {
+            let message = format!("the coordinator left before the store answered whether {batch} is made");
+            return Err(Error::Store(StoreError::Unknown(message)));
+        }
+    };
     if let TxnOutcome::Applied(epoch) = outcome {
         tracing::info!(batch.id = %batch, "batch created");
-        ownership::drive_created(&shared, &batch, epoch, session).await?;
+        tokio::select! {
+            biased;
+            driven = ownership::drive_created(&shared, &batch, epoch, session) => driven?,
+            () = shared.cut.cancelled() => {}
+        }
     }
     Ok(outcome)
 }

@@ -11,6 +11,7 @@ mod list;
 mod members;
 mod ownership;
 mod shared;
+mod term;
 mod view;
 
 pub use append::Appender;
@@ -18,6 +19,7 @@ pub use host::Host;
 pub use list::ListFilter;
 pub use members::Member;
 pub use shared::Shared;
+pub use term::Term;
 pub use view::{Live, View, timestamp};
 
 use crate::config::Config;
@@ -75,6 +77,12 @@ impl Node {
     pub async fn stopped(&self) {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Leaves what still waits for the store as it is, when that is away for too long: [`Self::stopped`] returns
+    /// then, and the locks go with the session's time.
+    pub fn cut(&self) {
+        self.shared.cut.cancel();
     }
 
     /// What all parts share.
@@ -153,15 +161,22 @@ impl Node {
 
     /// Watches a batch that is owned here, or ended: changes with every write of its owner. Closed after the
     /// owner is done with it.
-    pub async fn watch(&self, batch: &BatchKey) -> Result<watch::Receiver<Arc<View>>, Error> {
+    pub async fn watch(&self, batch: &BatchKey) -> Result<Watched, Error> {
         if let Some(handle) = self.shared.handle(batch) {
-            return Ok(handle.view());
+            return Ok(handle.into());
         }
         let view = self.stored_view(batch).await?;
         if view.is_final() {
-            return Ok(watch::channel(Arc::new(view)).1);
+            return Ok(watch::channel(Arc::new(view)).1.into());
         }
-        Ok(self.owned(batch).await?.view())
+        match self.owned(batch).await {
+            Ok(handle) => Ok(handle.into()),
+            // It ended just now.
+            Err(Error::WrongState { .. }) => {
+                Ok(watch::channel(Arc::new(self.stored_view(batch).await?)).1.into())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The handle of a batch that is owned here, or will be shortly.
@@ -196,9 +211,10 @@ impl Node {
     pub async fn seal(&self, batch: &BatchKey, total: Option<i64>) -> Result<View, Error> {
         let handle = match self.owned(batch).await {
             // Sealed and ended long ago: the same answer as then.
-            Err(Error::WrongState { .. }) => {
+            Err(error @ Error::WrongState { .. }) => {
                 let view = self.stored_view(batch).await?;
                 return match total {
+                    _ if !view.state.sealed => Err(error),
                     Some(said) if said != view.state.total => Err(Error::TotalMismatch {
                         batch: batch.clone(),
                         said,
@@ -258,6 +274,26 @@ fn stored_view(
         cutoff: cutoff.cast_unsigned(),
         live: Live::default(),
     })
+}
+
+/// A batch that is watched.
+pub struct Watched {
+    /// Changes with every write of its owner. Closed after that one is done with it.
+    pub updates: watch::Receiver<Arc<View>>,
+    /// In whose time the views are the newest there are; `None`: for ever.
+    pub term: Option<Term>,
+}
+
+impl From<Handle> for Watched {
+    fn from(handle: Handle) -> Self {
+        Self { updates: handle.view(), term: Some(handle.term().clone()) }
+    }
+}
+
+impl From<watch::Receiver<Arc<View>>> for Watched {
+    fn from(updates: watch::Receiver<Arc<View>>) -> Self {
+        Self { updates, term: None }
+    }
 }
 
 /// Which batches are owned here.

@@ -8,18 +8,17 @@ mod take;
 
 pub(super) use take::{drive_created, lock_record};
 
-use super::{Member, Shared};
+use super::{Member, Shared, Term};
 use crate::config::{DEFAULT_SESSION_TTL, StoreConfig};
 use crate::driver::{ledger, records};
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{Entry, RangeOptions, Revision, Session, Txn, Watch, WatchEvent, commit};
-use std::sync::Arc;
+use crate::store::{Entry, RangeOptions, Revision, Session, StoreError, Txn, Watch, WatchEvent, commit};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use take::Takes;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::time::Instant;
 use tranche_engine::{Decision, Event, Outcome};
 use tranche_proto::stored::Stored;
 use tranche_proto::v1;
@@ -30,7 +29,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// later.
 const LEAVE_LIMIT: Duration = Duration::from_millis(500);
 
-/// Begins to own batches, in a task of its own; returns once those that were free are driven.
+/// Begins to own batches, in a task of its own; returns once those that were free are driven. What the store
+/// doesn't do now is tried again within `start_timeout`.
 pub(super) async fn start(shared: Arc<Shared>) -> Result<(), Error> {
     let (ready, started) = oneshot::channel();
     let task = shared.clone();
@@ -40,20 +40,35 @@ pub(super) async fn start(shared: Arc<Shared>) -> Result<(), Error> {
 
 async fn own_until_stopped(shared: Arc<Shared>, ready: oneshot::Sender<Result<(), Error>>) {
     let mut ready = Some(ready);
+    let start_until = Instant::now() + shared.config.start_timeout;
     while !shared.stop.is_cancelled() {
-        if let Err(error) = own(&shared, &mut ready).await {
+        let error = match own(&shared, &mut ready).await {
+            Ok(()) if ready.is_none() => continue,
+            Ok(()) => lost_at_start(),
+            Err(error) => error,
+        };
+        if ready.is_some() && !(passing(&error) && Instant::now() + PAUSE < start_until) {
             if let Some(ready) = ready.take() {
                 let _ = ready.send(Err(error));
-                return;
             }
-            tracing::warn!(%error, "can't own batches now, trying again");
-            tokio::select! {
-                biased;
-                () = shared.stop.cancelled() => {}
-                () = tokio::time::sleep(PAUSE) => {}
-            }
+            return;
+        }
+        tracing::warn!(%error, "can't own batches now, trying again");
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => {}
+            () = tokio::time::sleep(PAUSE) => {}
         }
     }
+}
+
+/// Whether the store may do it later.
+fn passing(error: &Error) -> bool {
+    matches!(error, Error::Store(error) if error.retryable())
+}
+
+fn lost_at_start() -> Error {
+    Error::Store(StoreError::Unavailable("the session was lost during the start".to_owned()))
 }
 
 /// One session's life.
@@ -76,28 +91,40 @@ async fn own(
         locks: store.watch(keys::LOCKS, revision).await?,
         decisions: store.watch(keys::DECISIONS, revision).await?,
     };
-    register(shared, &session).await?;
+    if let Err(error) = register(shared, &session).await {
+        // It was refused because the session took too long to come here?
+        return Err(if store.session_lives(session.id) && !*session.lost.borrow() {
+            error
+        } else {
+            lost_at_start()
+        });
+    }
+    let term = Term::new(session.clone(), store.clone(), &shared.stop, &shared.cut);
+    // Should this panic, the drivers must not hold on to the locks.
+    let _cut = term.cut.clone().drop_guard();
+    *shared.term.lock().unwrap_or_else(PoisonError::into_inner) = Some(term.clone());
     shared.session.send_replace(Some(session.id));
-    let term = Term { stop: shared.stop.child_token(), drivers: TaskTracker::new() };
-    *shared.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(term.clone());
     let served = serve(shared, &mut session, &mut watches, revision, ready).await;
     shared.session.send_replace(None);
-    shared.term.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    shared.term.lock().unwrap_or_else(PoisonError::into_inner).take();
     term.stop.cancel();
+    // Nobody tells from here on who owns what: the store is asked.
+    shared.members.relist(Vec::new());
+    if !shared.stop.is_cancelled() {
+        // The locks are gone, or go now. What is written still is written or not, as after a crash.
+        term.cut.cancel();
+    }
     term.drivers.close();
     term.drivers.wait().await;
     // Frees every lock at once; should it fail, they go with the session's time.
-    if let Err(error) = store.close_session(session.id).await {
-        tracing::warn!(%error, "session not closed, its locks go when its time is over");
+    tokio::select! {
+        biased;
+        () = shared.cut.cancelled() => tracing::warn!("session left open, its locks go when its time is over"),
+        closed = store.close_session(session.id) => if let Err(error) = closed {
+            tracing::warn!(%error, "session not closed, its locks go when its time is over");
+        }
     }
     served
-}
-
-/// The time of one session: what is driven in it.
-#[derive(Clone)]
-pub(super) struct Term {
-    stop: CancellationToken,
-    drivers: TaskTracker,
 }
 
 /// What a session looks at.
@@ -136,11 +163,25 @@ async fn serve(
                 tracing::warn!("session with the store lost: every batch is given up and taken again");
                 return Ok(());
             }
-            event = watches.coordinators.recv() => member_changed(shared, event.ok_or_else(closed)?).await?,
-            event = watches.locks.recv() => {
-                lock_changed(shared, &mut takes, begun, event.ok_or_else(closed)?).await?;
+            // What was missed is read; a store that doesn't answer just then costs no batch its owner.
+            event = watches.coordinators.recv() => {
+                let event = event.ok_or_else(closed)?;
+                while let Err(error) = member_changed(shared, event.clone()).await {
+                    pause_after(shared, session, error).await?;
+                }
             }
-            event = watches.decisions.recv() => decided(shared, event.ok_or_else(closed)?).await?,
+            event = watches.locks.recv() => {
+                let event = event.ok_or_else(closed)?;
+                while let Err(error) = lock_changed(shared, &mut takes, begun, event.clone()).await {
+                    pause_after(shared, session, error).await?;
+                }
+            }
+            event = watches.decisions.recv() => {
+                let event = event.ok_or_else(closed)?;
+                while let Err(error) = decided(shared, event.clone()).await {
+                    pause_after(shared, session, error).await?;
+                }
+            }
             () = takes.wait(shared) => {}
         }
     }
@@ -282,13 +323,27 @@ async fn decided(shared: &Arc<Shared>, event: WatchEvent) -> Result<(), Error> {
     Ok(())
 }
 
+/// Waits before the store is asked again. An error when that is no use.
+async fn pause_after(shared: &Shared, session: &mut Session, error: Error) -> Result<(), Error> {
+    if !passing(&error) {
+        return Err(error);
+    }
+    tracing::warn!(%error, "changes that were missed aren't read yet, trying again");
+    tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => Err(error),
+        () = lost(session) => Err(error),
+        () = tokio::time::sleep(PAUSE) => Ok(()),
+    }
+}
+
 async fn lost(session: &mut Session) {
     // A sender that is gone means that the session is, too.
     let _ = session.lost.wait_for(|lost| *lost).await;
 }
 
 fn closed() -> Error {
-    Error::Store(crate::store::StoreError::Unavailable("the store was closed".to_owned()))
+    Error::Store(StoreError::Unavailable("the store was closed".to_owned()))
 }
 
 /// Tells the batch's driver of a decision. Not waited for: one driver that is slow to take it in must not

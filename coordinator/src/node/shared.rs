@@ -1,7 +1,6 @@
 //! What all parts of a coordinator share.
 
-use super::ownership::{self, Term};
-use super::{Host, Registry, members::Members};
+use super::{Host, Registry, Term, members::Members, ownership};
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::driver::Handle;
@@ -33,6 +32,8 @@ pub struct Shared {
     pub dispatch: Arc<Dispatch>,
     /// Cancelled when the coordinator stops.
     pub stop: CancellationToken,
+    /// Cancelled when what still waits for the store is left as it is.
+    pub(super) cut: CancellationToken,
     /// Every task that outlives a call.
     pub tasks: TaskTracker,
     /// The monotonic clock's origin.
@@ -68,6 +69,7 @@ impl Shared {
             objects,
             dispatch: Arc::new(Dispatch::new(origin, host.clone())),
             stop,
+            cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             origin,
             start_time_ms: host.wall_ms(),
@@ -85,7 +87,7 @@ impl Shared {
         Now { at: self.origin.elapsed(), wall_ms: self.host.wall_ms() }
     }
 
-    /// The handle of a batch that is owned here.
+    /// The handle of a batch that is owned here. `None` from the moment on at which the session may be over.
     pub fn handle(&self, batch: &BatchKey) -> Option<Handle> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         registry.get(batch).filter(|handle| !handle.ended()).cloned()

@@ -244,6 +244,14 @@ pub trait Store: Send + Sync + 'static {
     /// Ends a session now: its keys are deleted.
     async fn close_session(&self, id: SessionId) -> Result<(), StoreError>;
 
+    /// Whether the session is known to live at this moment, by the clock, whatever tasks of ours ran: a process
+    /// that was paused must know it before [`Session::lost`] says so. True by default: of sessions that end
+    /// only by being closed.
+    fn session_lives(&self, id: SessionId) -> bool {
+        let _ = id;
+        true
+    }
+
     /// How many transactions were carried out or refused through this handle.
     fn transactions(&self) -> u64;
 }

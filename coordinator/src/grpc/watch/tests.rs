@@ -1,6 +1,7 @@
 use super::*;
-use crate::node::Live;
-use crate::store::keys::BatchKey;
+use crate::node::{Live, Term};
+use crate::store::Store;
+use crate::store::embedded::Embedded;
 use futures::FutureExt;
 use std::sync::Mutex;
 use tokio::time::advance;
@@ -318,4 +319,25 @@ async fn who_waits_for_an_owner_is_told_of_the_shutdown() {
     shutdown.cancel();
     let status = stream.next().await.expect("a status").expect_err("an error");
     assert!(status.message().contains("shutting down"), "{status}");
+}
+
+#[tokio::test]
+async fn what_an_owner_does_after_its_session_is_not_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store: Arc<dyn Store> = Embedded::open(dir.path()).await.expect("opened");
+    let session = store.session(Duration::from_secs(5)).await.expect("a session");
+    let id = session.id;
+    let term = Term::new(session, store.clone(), &CancellationToken::new(), &CancellationToken::new());
+    let (sender, updates) = watch::channel(Arc::new(view(State::Importing, 5)));
+    let watched = || Watched { updates: updates.clone(), term: Some(term.clone()) };
+    let batch = BatchKey::new("ns", "b");
+    let mut stream = responses_of(batch.clone(), watched());
+    assert_eq!(staged(&next(&mut stream).await), 5);
+    store.close_session(id).await.expect("closed");
+    sender.send_replace(Arc::new(decided(State::Committing, Outcome::Commit)));
+    for mut stream in [stream, responses_of(batch, watched())] {
+        let told = stream.next().await.expect("open").expect_err("somebody else may own it");
+        assert_eq!(told.code(), tonic::Code::Unavailable);
+        assert!(passing(&told) && stream.next().await.is_none());
+    }
 }

@@ -104,7 +104,13 @@ impl Takes {
                     match job {
                         Job::Take => take(&shared, &batch).await,
                         Job::Drive(epoch) if driven(&shared, &batch, epoch) => Ok(()),
-                        Job::Drive(epoch) => begin(&shared, &batch, epoch).await,
+                        Job::Drive(epoch) => {
+                            let session = *shared.session.borrow();
+                            match session {
+                                Some(session) => begin(&shared, &batch, epoch, session).await,
+                                None => Ok(()),
+                            }
+                        }
                     }
                 };
                 // A batch that makes this panic must not be without an owner for ever.
@@ -190,7 +196,7 @@ pub(in crate::node) async fn drive_created(
     session: SessionId,
 ) -> Result<(), Error> {
     loop {
-        match begin(shared, batch, epoch).await {
+        match begin(shared, batch, epoch, session).await {
             Err(Error::Store(error)) if *shared.session.borrow() == Some(session) => {
                 tracing::warn!(batch.id = %batch, %error, "own batch can't be read, tried again");
                 tokio::select! {
@@ -210,10 +216,16 @@ fn driven(shared: &Shared, batch: &BatchKey, epoch: Revision) -> bool {
     shared.handle(batch).is_some_and(|handle| handle.epoch().0 >= epoch)
 }
 
-/// Drives a batch whose lock this coordinator took at this epoch, unless it is driven, or was lost meanwhile.
-async fn begin(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
+/// Drives a batch whose lock this coordinator took at this epoch, in this session, unless it is driven, or was
+/// lost meanwhile.
+async fn begin(
+    shared: &Arc<Shared>,
+    batch: &BatchKey,
+    epoch: Revision,
+    session: SessionId,
+) -> Result<(), Error> {
     if !driven(shared, batch, epoch) {
-        drive(shared, batch, epoch).await?;
+        drive(shared, batch, epoch, session).await?;
     }
     // The watch may have come by a decision after the records were read, when nobody was there to be told.
     let Some(handle) = shared.handle(batch) else { return Ok(()) };
@@ -223,25 +235,41 @@ async fn begin(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Resul
     Ok(())
 }
 
-async fn drive(shared: &Arc<Shared>, batch: &BatchKey, epoch: Revision) -> Result<(), Error> {
+async fn drive(
+    shared: &Arc<Shared>,
+    batch: &BatchKey,
+    epoch: Revision,
+    session: SessionId,
+) -> Result<(), Error> {
     let loaded = match ledger::load(&*shared.store, batch).await? {
         Some(loaded) if loaded.lock_revision == epoch => loaded,
         // Deleted, or another epoch began: its owner drives the batch.
         _ => return Ok(()),
     };
-    let term = shared.term.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let Some(term) = term else { return Err(Error::ShuttingDown) };
-    let (driver, handle) = Driver::new(shared.clone(), batch.clone(), loaded);
+    // Held to the end, so that no driver begins after the term's drivers were waited for.
+    let term = shared.term.lock().unwrap_or_else(PoisonError::into_inner);
+    let term = match &*term {
+        Some(term) if term.session() == session => term,
+        // The lock goes with the session that it was taken in, and whoever takes it then drives the batch.
+        _ if !shared.stop.is_cancelled() => return Ok(()),
+        _ => return Err(Error::ShuttingDown),
+    };
+    let (driver, handle) = Driver::new(shared.clone(), batch.clone(), loaded, term.clone());
     // Two may come here for one epoch: the call that took the lock, and whoever saw that it is ours.
     if !shared.own(batch.clone(), handle.clone()) {
         return Ok(());
     }
-    let (shared, batch) = (shared.clone(), batch.clone());
+    let (shared, batch, stop, cut) =
+        (shared.clone(), batch.clone(), term.stop.clone(), term.cut.clone().cancelled_owned());
     term.drivers.spawn(async move {
-        let ran = AssertUnwindSafe(driver.run(term.stop.clone())).catch_unwind().await;
+        let ran = tokio::select! {
+            biased;
+            ran = AssertUnwindSafe(driver.run(stop.clone())).catch_unwind() => ran,
+            () = cut => Ok(()),
+        };
         shared.disown(&batch, &handle);
         if ran.is_err() {
-            release(&shared, &batch, epoch, &term.stop).await;
+            release(&shared, &batch, epoch, &stop).await;
         }
     });
     Ok(())

@@ -71,13 +71,14 @@ async fn a_worker_that_attaches_while_a_batch_is_taken_over_is_met() {
     let txn = Txn::new().absent(keys::lock(&batch)).put_held(keys::lock(&batch), "it", session.id);
     assert!(matches!(store.txn(&txn).await, Ok(TxnOutcome::Applied(_))));
     let loaded = ledger::load(&*store, &batch).await.expect("read").expect("there");
-    let (driver, handle) = Driver::new(shared.clone(), batch.clone(), loaded);
+    let term = Term::new(session, store.clone(), &stop, &CancellationToken::new());
+    let (driver, handle) = Driver::new(shared.clone(), batch.clone(), loaded, term);
     // The batch isn't found by who attaches now. It lost the lease that the record gives it.
     let worker = FakeWorker::attach(&node, "raw", 1);
     shared.own(batch.clone(), handle);
     let driver = tokio::spawn(driver.run(stop.clone()));
     let staged = async {
-        let mut view = node.watch(&batch).await.expect("driven");
+        let mut view = node.watch(&batch).await.expect("driven").updates;
         view.wait_for(|view| view.state.staged == 3).await.map(|_| ())
     };
     timeout(LONG, staged).await.expect("the lease is given again").expect("driven");

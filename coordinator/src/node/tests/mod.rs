@@ -3,8 +3,11 @@
 mod damaged;
 mod decide;
 mod fake;
+mod leaving;
 mod lost;
 mod replicas;
+mod session;
+mod starting;
 mod troubled;
 
 use super::*;

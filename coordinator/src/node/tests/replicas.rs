@@ -264,3 +264,23 @@ async fn a_driver_whose_lock_is_gone_makes_way_for_the_next() {
     a.append(&batch, 1, 3).await;
     a.end().await;
 }
+
+#[tokio::test]
+async fn a_batch_that_ends_as_it_is_begun_to_be_watched_is_told_as_ended() {
+    let dir = folder();
+    let a = World::start(dir.path()).await;
+    let b = a.beside(dir.path()).await;
+    let batch = a.node.create("default", spec(), "").await.expect("created").key;
+    // It was read as one that goes on.
+    let stopped = a.store.stop("get cutoffs/");
+    let (node, key) = (b.node.clone(), batch.clone());
+    let watching = tokio::spawn(async move { node.watch(&key).await });
+    let go = stopped.reached().await;
+    a.node.cancel(&batch, "anna", "").await.expect("cancelled");
+    a.until(&batch, |view| view.state.swept).await;
+    drop(go);
+    let watched = watching.await.expect("not aborted").expect("there");
+    assert_eq!(watched.updates.borrow().state.state(), State::RolledBack);
+    a.end().await;
+    b.end().await;
+}

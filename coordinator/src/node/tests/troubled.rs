@@ -3,17 +3,18 @@
 use crate::store::embedded::Embedded;
 use crate::store::keys;
 use crate::store::{
-    Entry, Page, RangeOptions, Revision, Session, SessionId, Store, StoreError, Txn, TxnOutcome, Watch,
+    Entry, Page, RangeOptions, Revision, Session, SessionId, Store, StoreError, Txn, TxnOutcome, WATCH_BOUND,
+    Watch, WatchEvent,
 };
 use async_trait::async_trait;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// What befalls the call that a trap is for.
 enum Then {
-    Fail,
+    Fail(StoreError),
     Panic,
     /// It is carried on only when the second is sent (or dropped).
     Wait(oneshot::Sender<()>, oneshot::Receiver<()>),
@@ -38,16 +39,25 @@ impl Stopped {
     }
 }
 
-/// The embedded store with traps. A call is `get KEY`, or `txn KEY` with the first key that it puts.
+/// The embedded store with traps. A call is `get KEY`, `txn KEY` with the first key that it puts or deletes,
+/// `range PREFIX`, `watch PREFIX`, `session`, or `close_session`.
 pub(super) struct Troubled {
     inner: Arc<Embedded>,
     traps: Mutex<Vec<Trap>>,
     decisions: AtomicUsize,
+    overslept: AtomicBool,
+    watches: Mutex<Vec<(String, mpsc::Sender<WatchEvent>)>>,
 }
 
 impl Troubled {
     pub(super) fn new(inner: Arc<Embedded>) -> Arc<Self> {
-        Arc::new(Self { inner, traps: Mutex::new(Vec::new()), decisions: AtomicUsize::new(0) })
+        Arc::new(Self {
+            inner,
+            traps: Mutex::default(),
+            decisions: AtomicUsize::default(),
+            overslept: AtomicBool::default(),
+            watches: Mutex::default(),
+        })
     }
 
     fn set(&self, call: &str, then: Then) {
@@ -56,7 +66,12 @@ impl Troubled {
 
     /// The next call that begins like this fails, once.
     pub(super) fn fail(&self, call: &str) {
-        self.set(call, Then::Fail);
+        self.fail_with(call, StoreError::Unavailable("by order of the test".to_owned()));
+    }
+
+    /// It fails in this way.
+    pub(super) fn fail_with(&self, call: &str, error: StoreError) {
+        self.set(call, Then::Fail(error));
     }
 
     /// Whoever makes the next call that begins like this panics.
@@ -69,6 +84,20 @@ impl Troubled {
         let ((there, reached), (go, gone)) = (oneshot::channel(), oneshot::channel());
         self.set(call, Then::Wait(there, gone));
         Stopped { reached, go }
+    }
+
+    /// Every session's time is over by the clock, and nobody noticed yet: as after a pause of the process.
+    pub(super) fn oversleep(&self) {
+        self.overslept.store(true, Ordering::Relaxed);
+    }
+
+    /// All watches of this prefix missed something.
+    pub(super) async fn miss(&self, prefix: &str) {
+        let watches = self.watches.lock().unwrap().clone();
+        for (_, watch) in watches.iter().filter(|(watched, _)| watched == prefix) {
+            // Nobody looks any more at those of a session that is over.
+            let _ = watch.send(WatchEvent::Missed(0)).await;
+        }
     }
 
     /// How often somebody tried to decide.
@@ -88,7 +117,7 @@ impl Troubled {
         };
         match trap.map(|trap| trap.then) {
             None => Ok(()),
-            Some(Then::Fail) => Err(StoreError::Unavailable("by order of the test".to_owned())),
+            Some(Then::Fail(error)) => Err(error),
             Some(Then::Panic) => panic!("by order of the test"),
             Some(Then::Wait(there, go)) => {
                 let _ = there.send(());
@@ -107,6 +136,7 @@ impl Store for Troubled {
     }
 
     async fn range(&self, prefix: &str, options: RangeOptions) -> Result<Page, StoreError> {
+        self.pass(&format!("range {prefix}")).await?;
         self.inner.range(prefix, options).await
     }
 
@@ -120,15 +150,32 @@ impl Store for Troubled {
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-        self.inner.watch(prefix, after).await
+        self.pass(&format!("watch {prefix}")).await?;
+        let mut events = self.inner.watch(prefix, after).await?;
+        let (to, watch) = mpsc::channel(WATCH_BOUND);
+        self.watches.lock().unwrap().push((prefix.to_owned(), to.clone()));
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if to.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(watch)
     }
 
     async fn session(&self, ttl: Duration) -> Result<Session, StoreError> {
+        self.pass("session").await?;
         self.inner.session(ttl).await
     }
 
     async fn close_session(&self, id: SessionId) -> Result<(), StoreError> {
+        self.pass("close_session").await?;
         self.inner.close_session(id).await
+    }
+
+    fn session_lives(&self, _: SessionId) -> bool {
+        !self.overslept.load(Ordering::Relaxed)
     }
 
     fn transactions(&self) -> u64 {

@@ -378,7 +378,8 @@ impl Store for Etcd {
         let grant = limited(self.call_timeout, lease.grant(seconds, None)).await.map_err(Failure::of_read)?;
         // etcd may give more than was asked, never less.
         let granted = Duration::from_secs(grant.ttl().unsigned_abs());
-        let (keeper, session) = Keeper::new(lease, SessionId(grant.id()), granted, self.sessions.clone());
+        let (keeper, session) =
+            Keeper::new(lease, SessionId(grant.id()), granted, sent, self.sessions.clone());
         self.spawn(keeper.run(sent));
         Ok(session)
     }
@@ -391,6 +392,10 @@ impl Store for Etcd {
             Ok(_) | Err(Failure::NoLease(_)) => Ok(()),
             Err(failure) => Err(failure.of_change()),
         }
+    }
+
+    fn session_lives(&self, id: SessionId) -> bool {
+        self.sessions.lives(id)
     }
 
     fn transactions(&self) -> u64 {

@@ -24,6 +24,8 @@ pub(super) struct Sessions(Arc<Mutex<HashMap<SessionId, Open>>>);
 #[derive(Debug)]
 struct Open {
     lost: watch::Sender<bool>,
+    /// It lives so long, unless it is renewed.
+    until: Instant,
     /// Ends the keep-alives.
     closed: CancellationToken,
 }
@@ -31,6 +33,18 @@ struct Open {
 impl Sessions {
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Open>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the session lives until then.
+    fn renewed(&self, id: SessionId, until: Instant) {
+        if let Some(session) = self.lock().get_mut(&id) {
+            session.until = until;
+        }
+    }
+
+    /// Whether the session is known to live, by the clock.
+    pub(super) fn lives(&self, id: SessionId) -> bool {
+        self.lock().get(&id).is_some_and(|session| Instant::now() < session.until)
     }
 
     /// The session is lost from here on, and kept alive no more.
@@ -41,6 +55,11 @@ impl Sessions {
             session.closed.cancel();
         }
     }
+}
+
+/// How long a session may be used whose lease was last asked for then.
+fn usable(sent: Instant, ttl: Duration) -> Instant {
+    sent + ttl - ttl / MARGIN
 }
 
 /// Keeps one lease alive. When it goes, for whatever reason, the session is lost.
@@ -59,11 +78,13 @@ impl Keeper {
         client: LeaseClient,
         id: SessionId,
         ttl: Duration,
+        sent: Instant,
         sessions: Sessions,
     ) -> (Self, Session) {
         let (sender, lost) = watch::channel(false);
         let closed = CancellationToken::new();
-        sessions.lock().insert(id, Open { lost: sender.clone(), closed: closed.clone() });
+        let until = usable(sent, ttl);
+        sessions.lock().insert(id, Open { lost: sender.clone(), until, closed: closed.clone() });
         (Self { client, id, ttl, lost: sender, closed, sessions, stream: None }, Session { id, lost })
     }
 
@@ -83,7 +104,8 @@ impl Keeper {
         let every = self.ttl / BEATS;
         let mut next = sent + every;
         loop {
-            let until = sent + self.ttl - self.ttl / MARGIN;
+            let until = usable(sent, self.ttl);
+            self.sessions.renewed(self.id, until);
             sleep_until(next.min(until)).await;
             let now = Instant::now();
             if now >= until {
@@ -130,5 +152,31 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.sessions.close(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::advance;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_known_to_be_over_before_any_task_ran() {
+        let (sessions, ttl, id) = (Sessions::default(), Duration::from_secs(10), SessionId(7));
+        assert!(!sessions.lives(id), "there is none");
+        let (lost, seen) = watch::channel(false);
+        let until = usable(Instant::now(), ttl);
+        sessions.lock().insert(id, Open { lost, until, closed: CancellationToken::new() });
+        advance(Duration::from_secs(8)).await;
+        assert!(sessions.lives(id));
+        sessions.renewed(id, usable(Instant::now(), ttl));
+        advance(Duration::from_secs(8)).await;
+        assert!(sessions.lives(id));
+        // The process was paused: nobody noticed anything yet.
+        advance(Duration::from_secs(1)).await;
+        assert!(!sessions.lives(id), "a tenth of its time is not used");
+        assert!(!*seen.borrow());
+        sessions.close(id);
+        assert!(*seen.borrow() && !sessions.lives(id));
     }
 }
