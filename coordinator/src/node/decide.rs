@@ -8,8 +8,8 @@ use crate::driver::{Handle, ledger, records};
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Txn, TxnOutcome, commit};
-use futures::future::OptionFuture;
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tranche_engine::{Decision, Event, Outcome, Reason};
 use tranche_guards::Guard;
@@ -20,6 +20,17 @@ use tranche_proto::v1::{self, batch::State};
 const SEEN_WAIT: Duration = Duration::from_secs(2);
 /// How often it looks, when the owner is elsewhere.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Lets the owner that is here begin no write. `None`: the one in flight takes too long; then it is decided
+/// beside it, as beside an owner elsewhere.
+async fn paused(owner: &Handle) -> Option<OwnedMutexGuard<()>> {
+    tokio::select! {
+        biased;
+        paused = owner.pause() => Some(paused),
+        () = owner.term().over() => None,
+        () = tokio::time::sleep(SEEN_WAIT) => None,
+    }
+}
 
 impl Node {
     /// Approves a held batch.
@@ -44,13 +55,20 @@ impl Node {
         // Each turn that fails means that a grant moved the cut-off, or the state changed, in between: an owner
         // elsewhere may do that. One that is here waits.
         loop {
-            let owner = self.shared.handle(batch);
-            let paused = OptionFuture::from(owner.as_ref().map(Handle::pause)).await;
+            let paused = match self.shared.handle(batch) {
+                Some(owner) => paused(&owner).await,
+                None => None,
+            };
             let state_key = keys::state(batch);
             let state = store.get(&state_key).await?.ok_or_else(|| Error::NotFound(batch.clone()))?;
             if let Some(entry) = store.get(&keys::decision(batch)).await? {
+                drop(paused);
                 let made = ledger::decode::<v1::DecisionRecord>(&entry)?.value;
-                return self.decided_before(batch, outcome, &made).await;
+                if made.outcome() != records::outcome_to_proto(outcome) {
+                    let (outcome, reason) = (made.outcome(), made.reason());
+                    return Err(Error::AlreadyDecided { batch: batch.clone(), outcome, reason });
+                }
+                return self.acted_on(batch, made).await;
             }
             let record = ledger::decode::<v1::StateRecord>(&state)?.value;
             let cutoff_key = keys::cutoff(batch);
@@ -88,52 +106,43 @@ impl Node {
                 decide_time_ms: self.shared.host.wall_ms(),
             };
             let stored = records::decision_record(&decision, &self.shared.id);
-            txn = txn.put(keys::decision(batch), Stored::new(stored).encode());
+            txn = txn.put(keys::decision(batch), Stored::new(stored.clone()).encode());
             if commit::commit(store, &txn).await? == (TxnOutcome::Refused) {
                 continue;
             }
             drop(paused);
             tracing::info!(batch.id = %batch, ?outcome, actor, "decided by a client");
-            return self.acted_on(batch, decision).await;
-        }
-    }
-
-    async fn decided_before(
-        &self,
-        batch: &BatchKey,
-        wanted: Outcome,
-        made: &v1::DecisionRecord,
-    ) -> Result<View, Error> {
-        if made.outcome() == records::outcome_to_proto(wanted) {
-            return self.get(batch).await;
-        }
-        Err(Error::AlreadyDecided { batch: batch.clone(), outcome: made.outcome(), reason: made.reason() })
-    }
-
-    /// Tells the owner, if it is here (the watch of decisions tells it too, wherever it is), and waits shortly
-    /// until the batch shows it.
-    async fn acted_on(&self, batch: &BatchKey, decision: Decision) -> Result<View, Error> {
-        if let Some(handle) = self.shared.handle(batch) {
-            handle.event(Event::Decided(decision)).await;
-            let mut view = handle.view();
-            let seen = view.wait_for(|view| !matches!(view.state.state(), State::Importing | State::Held));
-            // Not seen in time: the decision is durable all the same.
-            let _ = tokio::time::timeout(SEEN_WAIT, seen).await;
-        } else {
-            let until = Instant::now() + SEEN_WAIT;
-            loop {
-                let view = self.stored_view(batch).await?;
-                let seen = !matches!(view.state.state(), State::Importing | State::Held);
-                if seen || Instant::now() >= until || self.shared.stop.is_cancelled() {
-                    return Ok(view);
-                }
-                tokio::time::sleep(LOOK_AGAIN).await;
+            if let Some(handle) = self.shared.handle(batch) {
+                handle.event(Event::Decided(decision)).await;
             }
+            return self.acted_on(batch, stored).await;
         }
-        let mut view = self.get(batch).await?;
-        if view.decision.is_none() {
-            view = self.stored_view(batch).await?;
-        }
+    }
+
+    /// Waits shortly until the batch shows what follows from the decision. The answer has the decision in any
+    /// case, also when an owner that is slow doesn't show it yet.
+    async fn acted_on(&self, batch: &BatchKey, made: v1::DecisionRecord) -> Result<View, Error> {
+        let until = Instant::now() + SEEN_WAIT;
+        let acted = |view: &View| !matches!(view.state.state(), State::Importing | State::Held);
+        let mut view = loop {
+            let view = self.get(batch).await?;
+            if acted(&view) || Instant::now() >= until || self.shared.stop.is_cancelled() {
+                break view;
+            }
+            let Some(handle) = self.shared.handle(batch) else {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            };
+            let mut updates = handle.view();
+            // Not seen in time, or by another owner: the decision is durable all the same.
+            tokio::select! {
+                biased;
+                _ = updates.wait_for(|view| acted(view)) => {}
+                () = handle.term().over() => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+        };
+        view.decision.get_or_insert(made);
         Ok(view)
     }
 }

@@ -32,3 +32,41 @@ async fn a_batch_without_a_cut_off_is_called_damaged() {
     assert!(matches!(answer, Err(Error::Damaged { .. })));
     world.end().await;
 }
+
+/// By the clock of the test: each call waits for an owner that doesn't come to it.
+#[tokio::test(start_paused = true)]
+async fn a_decision_that_was_made_is_in_every_answer() {
+    let dir = folder();
+    let a = World::start(dir.path()).await;
+    let b = a.beside(dir.path()).await;
+    let batch = a.node.create("default", spec(), "").await.expect("created").key;
+    let stopped = a.store.stop("txn states/");
+    let (node, key) = (a.node.clone(), batch.clone());
+    let sealing = tokio::spawn(async move { node.seal(&key, Some(0)).await });
+    let go = stopped.reached().await;
+    for node in [&b.node, &b.node, &a.node, &a.node] {
+        let view = node.cancel(&batch, "anna", "why").await.expect("cancelled");
+        let decision = view.decision.expect("it was made");
+        assert_eq!((decision.actor.as_str(), decision.message.as_str()), ("anna", "why"));
+    }
+    assert_eq!(a.store.decisions(), 1);
+    drop(go);
+    let _ = sealing.await.expect("not aborted");
+    a.until(&batch, View::is_final).await;
+    a.end().await;
+    b.end().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_was_cancelled_unsealed_is_never_sealed() {
+    let dir = folder();
+    let world = World::start(dir.path()).await;
+    let batch = world.node.create("default", spec(), "").await.expect("created").key;
+    world.node.cancel(&batch, "anna", "").await.expect("cancelled");
+    world.until(&batch, |view| view.state.swept).await;
+    for total in [None, Some(0), Some(1)] {
+        let sealed = world.node.seal(&batch, total).await;
+        assert!(matches!(sealed, Err(Error::WrongState { .. })), "{total:?}: {sealed:?}");
+    }
+    world.end().await;
+}
