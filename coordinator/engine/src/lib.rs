@@ -27,7 +27,7 @@ pub use event::{
 pub use ids::{Epoch, Now, Token, WorkerKey};
 pub use record::{
     Cutoff, Decision, InlineFailure, Lease, Outcome, RangePhase, RangeRecord, Reason, Records, Segment,
-    State, StateRecord, Winner,
+    State, StateRecord, Stopping, Winner,
 };
 pub use runs::{Run, Runs};
 pub use size::{LEASE_BYTES, Pace};

@@ -176,6 +176,15 @@ pub struct Lease {
     pub runs: Runs,
 }
 
+/// An attempt that doesn't count, and may be staging yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopping {
+    /// Its token; among the losers, too.
+    pub token: Token,
+    /// Who was told to stop.
+    pub worker: WorkerKey,
+}
+
 /// An attempt that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Winner {
@@ -220,6 +229,9 @@ pub struct RangeRecord {
     pub winners: Vec<Winner>,
     /// Tokens of attempts that don't, the newest 256; something may be staged under them.
     pub losers: Vec<Token>,
+    /// Attempts whose workers were told to stop, and hadn't said that they have when this was written: the
+    /// next owner waits for them as this one does.
+    pub stopping: Vec<Stopping>,
     /// The tasks that failed.
     pub failed_runs: Runs,
     /// Objects with the failures that workers reported, oldest first.
@@ -241,6 +253,7 @@ impl RangeRecord {
             backup: None,
             winners: Vec::new(),
             losers: Vec::new(),
+            stopping: Vec::new(),
             failed_runs: Runs::default(),
             failure_objects: Vec::new(),
             inline_failures: Vec::new(),
@@ -321,7 +334,8 @@ impl RangeRecord {
         let objects: usize = self.failure_objects.iter().map(|o| o.len() + 4).sum();
         let inline: usize = self.inline_failures.iter().map(|f| 32 + f.message.len() + runs(&f.runs)).sum();
         let leases: usize = self.leases().map(|lease| 96 + runs(&lease.runs)).sum();
-        128 + winners + objects + inline + leases + self.losers.len() * 16 + runs(&self.failed_runs)
+        let lost = self.losers.len() * 16 + self.stopping.len() * 96;
+        128 + winners + objects + inline + leases + lost + runs(&self.failed_runs)
     }
 }
 

@@ -24,6 +24,16 @@ impl Run {
     pub fn len(&self) -> u64 {
         self.last - self.first + 1
     }
+
+    /// Some number is of both.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// From the first number of both to the last.
+    pub(crate) fn to(self, other: Self) -> Self {
+        Self { first: self.first.min(other.first), last: self.last.max(other.last) }
+    }
 }
 
 /// A set of sequence numbers: runs that are sorted, disjoint and not adjacent.

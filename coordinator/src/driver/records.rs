@@ -222,6 +222,20 @@ fn lease_from_stored(lease: &v1::StageLease) -> Result<engine::Lease, String> {
     })
 }
 
+fn stopping_to_stored(stopping: &engine::Stopping) -> v1::StageLease {
+    v1::StageLease {
+        token: Some(token_to_proto(stopping.token)),
+        worker: stopping.worker.id.to_string(),
+        incarnation: stopping.worker.incarnation.to_string(),
+        runs: Vec::new(),
+    }
+}
+
+fn stopping_from_stored(lease: &v1::StageLease) -> Result<engine::Stopping, String> {
+    let engine::Lease { token, worker, .. } = lease_from_stored(lease)?;
+    Ok(engine::Stopping { token, worker })
+}
+
 fn token(token: Option<&v1::Token>) -> Result<engine::Token, String> {
     token.map(token_from).ok_or_else(|| "a token is missing".to_owned())
 }
@@ -252,6 +266,7 @@ pub fn range_record(range: &engine::RangeRecord) -> v1::RangeRecord {
             })
             .collect(),
         losers: range.losers.iter().copied().map(token_to_proto).collect(),
+        stopping: range.stopping.iter().map(stopping_to_stored).collect(),
         staged: range.staged().cast_signed(),
         failed: range.failed().cast_signed(),
         failed_runs: runs_to_stored(&range.failed_runs),
@@ -296,6 +311,7 @@ pub fn range_from(record: &v1::RangeRecord) -> Result<engine::RangeRecord, Strin
         backup: record.backup.as_ref().map(lease_from_stored).transpose()?,
         winners,
         losers: record.losers.iter().map(token_from).collect(),
+        stopping: record.stopping.iter().map(stopping_from_stored).collect::<Result<_, _>>()?,
         failed_runs: runs_from_stored(&record.failed_runs),
         failure_objects: record.failure_objects.clone(),
         inline_failures: record
@@ -321,3 +337,6 @@ pub fn failed_runs(record: &v1::RangeRecord) -> Runs {
 pub fn inline_runs(failure: &v1::InlineFailure) -> Runs {
     runs_from_stored(&failure.runs)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,11 +2,12 @@
 //! first report counts; the other worker is told to stop.
 
 use super::lease::LiveLease;
+use super::workers::WorkerState;
 use super::{Batch, WRITE_RECORDS};
 use crate::Phase;
 use crate::event::Command;
 use crate::ids::{Now, Token, WorkerKey};
-use crate::record::RangeRecord;
+use crate::record;
 use crate::runs::Run;
 use std::time::Duration;
 
@@ -35,10 +36,12 @@ impl Typical {
     }
 }
 
-/// A lease that lost to the other one of its range: its worker was told to stop, and may be at it yet.
+/// A lease that was lost, to the other one of its range or while its worker was away: the worker was told to
+/// stop, and may be at it yet.
 #[derive(Clone, Debug)]
 pub(super) struct Stopping {
     pub(super) worker: WorkerKey,
+    /// Its range as it was then; it may have been split since.
     pub(super) run: Run,
     pub(super) since: Duration,
 }
@@ -157,20 +160,71 @@ impl Batch {
     pub(super) fn stop_lost(&mut self, worker: &WorkerKey, token: Token, now: Now) {
         if self.records.state.state.is_final() {
             // It lives, and removes by itself what it staged.
-            self.stopping.remove(&token);
+            self.has_stopped(token);
             return;
         }
-        let lost = |range: &&RangeRecord| range.losers.contains(&token);
-        if let Some(run) = self.records.ranges.values().find(lost).map(|range| range.run) {
+        // The parts of a range that was split since remember it all.
+        let lost = self.records.ranges.values().filter(|range| range.losers.contains(&token));
+        if let Some(run) = lost.map(|range| range.run).reduce(Run::to) {
             self.stopping.insert(token, Stopping { worker: worker.clone(), run, since: now.at });
         }
     }
 
+    /// Notes in a range's record who may be at it yet. That takes no write of its own: what such a worker
+    /// said since is missing in a record until the range changes again, and costs the next owner a wait.
+    pub(super) fn note_stopping(&mut self, first: u64) {
+        let Some(range) = self.records.ranges.get_mut(&first) else { return };
+        range.stopping.clear();
+        let run = range.run;
+        let here = self.stopping.iter().filter(|(_, stopping)| stopping.run.overlaps(run));
+        range.stopping.extend(
+            here.map(|(token, stopping)| record::Stopping { token: *token, worker: stopping.worker.clone() }),
+        );
+    }
+
+    /// Waits for the workers that the records name, but for those that said to this owner that they stopped.
+    pub(super) fn take_up_stopping(&mut self, now: Now) {
+        for range in self.records.ranges.values() {
+            for record::Stopping { token, worker } in &range.stopping {
+                if self.stopped.contains_key(token) {
+                    continue;
+                }
+                self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(now.at));
+                let (worker, run) = (worker.clone(), range.run);
+                let known = self.stopping.entry(*token).or_insert(Stopping { worker, run, since: now.at });
+                known.run = known.run.to(run);
+            }
+        }
+    }
+
+    /// It isn't waited for any more. As long as a record says otherwise, that is remembered.
+    pub(super) fn has_stopped(&mut self, token: Token) {
+        let Some(Stopping { run, .. }) = self.stopping.remove(&token) else { return };
+        if self.is_noted(token, run) {
+            self.stopped.insert(token, run);
+        }
+    }
+
+    fn is_noted(&self, token: Token, run: Run) -> bool {
+        let mut parts = self.records.ranges.range(run.first..=run.last);
+        parts.any(|(_, range)| range.stopping.iter().any(|stopping| stopping.token == token))
+    }
+
+    /// The records are durable as they are here.
+    pub(super) fn forget_stopped(&mut self) {
+        let mut stopped = std::mem::take(&mut self.stopped);
+        stopped.retain(|token, run| self.is_noted(*token, *run));
+        self.stopped = stopped;
+    }
+
     /// Nothing of what it was told to stop runs at this worker any more. False: there was nothing.
     pub(super) fn forget_stopping(&mut self, worker: &WorkerKey) -> bool {
-        let before = self.stopping.len();
-        self.stopping.retain(|_, stopping| stopping.worker != *worker);
-        self.stopping.len() < before
+        let of_it = |(token, stopping): (&Token, &Stopping)| (stopping.worker == *worker).then_some(*token);
+        let its: Vec<Token> = self.stopping.iter().filter_map(of_it).collect();
+        for token in &its {
+            self.has_stopped(*token);
+        }
+        !its.is_empty()
     }
 
     /// When a worker that was told to stop, and didn't say that it has, is given up. The end of the batch
@@ -190,8 +244,9 @@ impl Batch {
             .map(|(token, _)| *token)
             .collect();
         for token in over {
-            let Some(Stopping { worker, since, .. }) = self.stopping.remove(&token) else { continue };
-            let seen = self.last_seen(&worker);
+            let Some(Stopping { worker, since, .. }) = self.stopping.get(&token) else { continue };
+            let (seen, since) = (self.last_seen(worker), *since);
+            self.has_stopped(token);
             if seen <= since || seen + self.settings.lease_ttl <= now.at {
                 self.sweep_late();
             }

@@ -44,9 +44,8 @@ impl Batch {
     /// Whether somebody may still be staging the range.
     fn staging(&self, first: u64) -> bool {
         let range = &self.records.ranges[&first];
-        let overlaps = |run: Run| run.first <= range.run.last && run.last >= range.run.first;
         range.leases().any(|lease| self.leases.contains_key(&lease.token))
-            || self.stopping.values().any(|stopping| overlaps(stopping.run))
+            || self.stopping.values().any(|stopping| stopping.run.overlaps(range.run))
     }
 
     /// Whatever is staged after its rollback would stay.

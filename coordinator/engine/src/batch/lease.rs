@@ -70,7 +70,7 @@ impl Batch {
         let lease = self.leases.get_key_value(&token).filter(|(_, lease)| lease.worker == worker);
         let lease = if Guard::TokenCheck.on() { lease } else { lease.or_else(|| self.lease_beside(token)) };
         let Some((token, leased)) = lease.map(|(token, lease)| (*token, lease.phase)) else {
-            self.stopping.remove(&token);
+            self.has_stopped(token);
             let result = self.settled_before(token, phase);
             // In `after`: it may be the repeat of a report that is in this very write.
             self.acknowledge(worker, token, result);

@@ -14,6 +14,7 @@ pub use lease::LeaseView;
 use crate::event::{Answer, Command, Event, OpId, Refusal, Write};
 use crate::ids::{Epoch, Now, Token, WorkerKey};
 use crate::record::{Decision, Records, State, StateRecord};
+use crate::runs::Run;
 use crate::spec::Spec;
 use backup::{Stopping, Typical};
 use finish::Closing;
@@ -90,8 +91,10 @@ pub struct Batch {
     /// which no older one can follow.
     unsent: BTreeSet<Token>,
     workers: HashMap<WorkerKey, WorkerState>,
-    /// Leases that lost to the other one of their range, and may not have stopped yet.
+    /// Leases that were lost, and whose workers may not have stopped yet. The records name them, too.
     stopping: BTreeMap<Token, Stopping>,
+    /// Those of them that are over, though a record names them yet, with their ranges.
+    stopped: BTreeMap<Token, Run>,
     typical: Typical,
     /// Until when no backup is offered.
     no_backup_until: Duration,
@@ -134,6 +137,7 @@ impl Batch {
             unsent: BTreeSet::new(),
             workers: HashMap::new(),
             stopping: BTreeMap::new(),
+            stopped: BTreeMap::new(),
             typical: Typical::default(),
             no_backup_until: Duration::ZERO,
             again: VecDeque::new(),

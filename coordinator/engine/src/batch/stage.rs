@@ -314,6 +314,7 @@ fn split(range: &RangeRecord, max_attempts: u32) -> (RangeRecord, RangeRecord) {
             .map(|winner| Winner { runs: winner.runs.within(run), ..winner.clone() })
             .collect(),
         losers: range.losers.clone(),
+        stopping: range.stopping.clone(),
         failed_runs: range.failed_runs.within(run),
         failure_objects: range.failure_objects.clone(),
         inline_failures: range

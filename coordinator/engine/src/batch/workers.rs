@@ -139,7 +139,7 @@ impl Batch {
         if self.leases.get(&token).is_some_and(|lease| lease.worker == *worker) {
             self.take_back(token, now);
         }
-        self.stopping.remove(&token);
+        self.has_stopped(token);
         self.after.push(Command::Freed { worker: worker.clone(), token });
     }
 

@@ -85,12 +85,14 @@ impl Batch {
                     out_since: known(lease.token).map_or(now.at, |lease| lease.out_since),
                 };
                 self.stopping.remove(&lease.token);
+                self.stopped.remove(&lease.token);
                 self.leases.insert(lease.token, live);
             }
             if range.lease.is_none() {
                 self.again.push_back(Waiting { first: *first, ready_at: now.at, attempt: range.losses });
             }
         }
+        self.take_up_stopping(now);
         match self.records.decision.as_ref().map(|decision| decision.outcome) {
             None => {}
             Some(outcome) => {
@@ -117,6 +119,7 @@ impl Batch {
         self.unsettled.clear();
         self.unsent.clear();
         self.put_back.clear();
+        self.forget_stopped();
         for command in &self.after {
             match command {
                 Command::Grant(grant) => {
@@ -204,6 +207,7 @@ impl Batch {
     /// The range changed.
     pub(super) fn touch(&mut self, first: u64) {
         self.dirty.state = true;
+        self.note_stopping(first);
         if let Some(range) = self.records.ranges.get(&first) {
             let weight = range.weight();
             let counted = self.dirty.ranges.insert(first, weight).unwrap_or(0);

@@ -12,4 +12,5 @@ mod losses;
 mod owners;
 mod refused;
 mod staging;
+mod stopping;
 mod stragglers;

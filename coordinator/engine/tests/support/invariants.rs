@@ -183,6 +183,13 @@ fn only_the_holder_counts(before: &Store, after: &Store) -> Result<(), String> {
                 return Err(format!("I6: token {} is used again", lease.token));
             }
         }
+        for stopping in &range.stopping {
+            let counts = range.winners.iter().any(|winner| winner.token == stopping.token);
+            let is_out = range.lease.iter().chain(&range.backup).any(|lease| lease.token == stopping.token);
+            if counts || is_out {
+                return Err(format!("I6: {} was told to stop, and isn't lost", stopping.token));
+            }
+        }
     }
     Ok(())
 }

@@ -112,7 +112,7 @@ pub(crate) fn bytes(write: &Write) -> usize {
     let runs = |runs: &tranche_engine::Runs| runs.iter().len() * 6;
     let mut bytes = 256;
     for range in &write.ranges {
-        bytes += 64 + runs(&range.failed_runs) + 12 * range.losers.len();
+        bytes += 64 + runs(&range.failed_runs) + 12 * range.losers.len() + 48 * range.stopping.len();
         bytes += range.winners.iter().map(|w| 24 + w.receipt.len() + runs(&w.runs)).sum::<usize>();
         bytes += range.failure_objects.iter().map(String::len).sum::<usize>();
         bytes += range
