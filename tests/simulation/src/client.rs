@@ -35,7 +35,10 @@ impl Failure {
         match self {
             Self::Told(error) => matches!(
                 error,
-                Error::AlreadyDecided { .. } | Error::WrongState { .. } | Error::Sealed { .. } | Error::NotFound(_)
+                Error::AlreadyDecided { .. }
+                    | Error::WrongState { .. }
+                    | Error::Sealed { .. }
+                    | Error::NotFound(_)
             ),
             Self::Elsewhere(_) | Self::Nothing => false,
         }
@@ -77,8 +80,12 @@ impl Client {
         v1::Batch {
             targets: vec![v1::Target { handler: handler::NAME.to_owned(), params }],
             priority: 10,
-            commit_mode: if self.plan.manual { v1::batch::CommitMode::Manual } else { v1::batch::CommitMode::Auto }
-                .into(),
+            commit_mode: if self.plan.manual {
+                v1::batch::CommitMode::Manual
+            } else {
+                v1::batch::CommitMode::Auto
+            }
+            .into(),
             failure_limit: self
                 .plan
                 .max_failed
@@ -104,7 +111,9 @@ impl Client {
             let mut again = false;
             for view in answers.into_iter().flatten().flatten() {
                 if made.as_ref().is_some_and(|made| *made != view.key) {
-                    self.world.lock().violated(format!("I8 request {} made {made:?} and {}", self.plan.number, view.key));
+                    self.world
+                        .lock()
+                        .violated(format!("I8 request {} made {made:?} and {}", self.plan.number, view.key));
                 }
                 again = made.is_none() && self.roll(3);
                 made = Some(view.key.clone());
@@ -122,7 +131,8 @@ impl Client {
         let (spec, request) = (self.spec(), format!("request-{}", self.plan.number));
         self.any(move |node, world| async move {
             let view = node.create("default", spec, &request).await?;
-            let there = world.lock().check.batches.get(&view.key.to_string()).is_some_and(|m| m.state.is_some());
+            let there =
+                world.lock().check.batches.get(&view.key.to_string()).is_some_and(|m| m.state.is_some());
             if !there {
                 world.lock().violated(format!("I7 {} was said to be made, and isn't there", view.key));
             }
@@ -238,10 +248,13 @@ impl Client {
                 .any(move |node, world| async move {
                     let view = node.cancel(&batch, "client", "as planned").await?;
                     let inner = &mut *world.lock();
-                    let decision = inner.check.batches.get(&batch.to_string()).and_then(|m| m.decision.as_ref());
+                    let decision =
+                        inner.check.batches.get(&batch.to_string()).and_then(|m| m.decision.as_ref());
                     let outcome = decision.map(v1::DecisionRecord::outcome);
                     if outcome != Some(v1::decision::Outcome::Rollback) {
-                        inner.violated(format!("I7 {batch} was said to be cancelled, the decision is {outcome:?}"));
+                        inner.violated(format!(
+                            "I7 {batch} was said to be cancelled, the decision is {outcome:?}"
+                        ));
                     }
                     Ok(view)
                 })
@@ -261,10 +274,13 @@ impl Client {
                 .any(move |node, world| async move {
                     let view = node.commit(&batch, "client").await?;
                     let inner = &mut *world.lock();
-                    let decision = inner.check.batches.get(&batch.to_string()).and_then(|m| m.decision.as_ref());
+                    let decision =
+                        inner.check.batches.get(&batch.to_string()).and_then(|m| m.decision.as_ref());
                     let outcome = decision.map(v1::DecisionRecord::outcome);
                     if outcome != Some(v1::decision::Outcome::Commit) {
-                        inner.violated(format!("I7 {batch} was said to be committed, the decision is {outcome:?}"));
+                        inner.violated(format!(
+                            "I7 {batch} was said to be committed, the decision is {outcome:?}"
+                        ));
                     }
                     Ok(view)
                 })
@@ -397,7 +413,8 @@ impl Client {
                     return inner.never.push(Box::new(reply));
                 }
                 let seen = inner.hosts.of(to);
-                let (Some((node, _)), Some(handle), true) = (seen.node.clone(), seen.handle.clone(), seen.up) else {
+                let (Some((node, _)), Some(handle), true) = (seen.node.clone(), seen.handle.clone(), seen.up)
+                else {
                     inner.hosts.touch(me);
                     return drop(reply);
                 };

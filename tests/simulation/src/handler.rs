@@ -5,6 +5,8 @@ use crate::library::Try;
 use crate::stats::Count;
 use crate::world::{Order, World};
 use async_trait::async_trait;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tranche_proto::v1;
@@ -27,12 +29,36 @@ pub(crate) struct SimHandler {
     life: Life,
     /// What one task takes.
     pace: Duration,
+    /// Leases that it may work on at once.
+    slots: usize,
+    at_once: Arc<AtomicUsize>,
+}
+
+/// A lease that is worked on.
+struct Slot(Arc<AtomicUsize>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl SimHandler {
     /// A handler.
-    pub(crate) fn new(world: World, host: HostId, life: Life, pace: Duration) -> Self {
-        Self { world, host, life, pace }
+    pub(crate) fn new(world: World, host: HostId, life: Life, pace: Duration, slots: usize) -> Self {
+        Self { world, host, life, pace, slots, at_once: Arc::default() }
+    }
+
+    /// I10: no more leases at once than there are slots.
+    fn slot(&self) -> Slot {
+        let now = self.at_once.fetch_add(1, Ordering::Relaxed) + 1;
+        if now > self.slots {
+            self.world.lock().violated(format!(
+                "I10 host {} works on {now} leases, it has {} slots",
+                self.host, self.slots
+            ));
+        }
+        Slot(self.at_once.clone())
     }
 
     /// A call's own time, and whether it fails.
@@ -103,6 +129,7 @@ impl Handler for SimHandler {
     ) -> Result<Staged, HandlerError> {
         let (batch, token, by) = (&lease.batch.name, lease.token, (self.host, self.life));
         let plan = plan_of(&lease.batch);
+        let _slot = self.slot();
         let _staging = Staging::begin(&self.world, by, lease);
         self.begin().await?;
         let mut failures = Vec::new();
@@ -125,7 +152,10 @@ impl Handler for SimHandler {
                 let tried = {
                     let inner = &mut *self.world.lock();
                     if !inner.is_payload(plan, task.sequence, &sent) {
-                        inner.violated(format!("I8 {batch}: task {} isn't what was appended: {sent:?}", task.sequence));
+                        inner.violated(format!(
+                            "I8 {batch}: task {} isn't what was appended: {sent:?}",
+                            task.sequence
+                        ));
                     }
                     let tried = inner.try_task(batch, plan, task.sequence);
                     match tried {
@@ -154,6 +184,7 @@ impl Handler for SimHandler {
     }
 
     async fn commit(&self, lease: &CommitLease) -> Result<u64, HandlerError> {
+        let _slot = self.slot();
         let begun = self.begin().await;
         let batch = &lease.batch.name;
         let mut done = 0;
@@ -186,12 +217,14 @@ impl Handler for SimHandler {
     }
 
     async fn publish(&self, batch: &BatchInfo) -> Result<(), HandlerError> {
+        let _slot = self.slot();
         self.begin().await?;
         self.world.lock().publish(&batch.name, batch.staged);
         Ok(())
     }
 
     async fn sweep(&self, batch: &BatchInfo) -> Result<u64, HandlerError> {
+        let _slot = self.slot();
         self.begin().await?;
         Ok(self.world.lock().sweep_staged(&batch.name))
     }

@@ -56,7 +56,16 @@ pub(crate) struct Hosts(Vec<Seen>);
 impl Hosts {
     /// Adds a host.
     pub(crate) fn add(&mut self, kind: Kind, name: String) -> HostId {
-        self.0.push(Seen { kind, name, life: 0, up: false, dirty: false, ended: false, handle: None, node: None });
+        self.0.push(Seen {
+            kind,
+            name,
+            life: 0,
+            up: false,
+            dirty: false,
+            ended: false,
+            handle: None,
+            node: None,
+        });
         self.0.len() - 1
     }
 
@@ -127,8 +136,11 @@ impl Host {
 
     /// Starts its runtime.
     pub(crate) fn boot(&mut self, now: At) -> Handle {
-        let runtime =
-            Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime needs nothing");
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime needs nothing");
         let base = runtime.block_on(async { Instant::now() });
         let handle = runtime.handle().clone();
         self.running = Some(Running { runtime, base, booted: now, wound: now });

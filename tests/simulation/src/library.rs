@@ -94,13 +94,20 @@ impl Inner {
 
     /// What an attempt wrote is durable from now on.
     pub(crate) fn sync_staged(&mut self, batch: &str, token: Token) {
-        for item in self.library.place(batch).staged.get_mut(&token).into_iter().flat_map(BTreeMap::values_mut) {
+        for item in
+            self.library.place(batch).staged.get_mut(&token).into_iter().flat_map(BTreeMap::values_mut)
+        {
             item.durable = true;
         }
     }
 
     /// Makes an attempt's items visible; says what isn't there to be made so.
-    pub(crate) fn make_visible(&mut self, batch: &str, attempt: &Attempt, most: usize) -> Result<u64, String> {
+    pub(crate) fn make_visible(
+        &mut self,
+        batch: &str,
+        attempt: &Attempt,
+        most: usize,
+    ) -> Result<u64, String> {
         let mut done = 0;
         let numbers = attempt.runs.iter().flat_map(|run| run.first..=run.last);
         for sequence in numbers.take(most) {

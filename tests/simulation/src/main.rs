@@ -50,7 +50,12 @@ fn main() -> ExitCode {
         }
         let outcome = tranche_guards::without(args.without, || run(seed, Options { trace: args.trace }));
         println!("{}", outcome.stats);
-        println!("digest {:016x}, {:?} virtual, {:?} real", outcome.digest, outcome.virtual_time, begun.elapsed());
+        println!(
+            "digest {:016x}, {:?} virtual, {:?} real",
+            outcome.digest,
+            outcome.virtual_time,
+            begun.elapsed()
+        );
         return match outcome.violation {
             Some((at, text)) => {
                 let text = format!("at {:.3} s: {text}", at.as_secs_f64());

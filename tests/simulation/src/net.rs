@@ -110,7 +110,11 @@ impl Inner {
             let ids: Vec<StreamId> =
                 self.net.streams.iter().filter(|(_, s)| of_link(s)).map(|(id, _)| *id).collect();
             for id in ids {
-                let held = self.net.streams.get_mut(&id).map(|stream| std::mem::take(&mut stream.held[way as usize]));
+                let held = self
+                    .net
+                    .streams
+                    .get_mut(&id)
+                    .map(|stream| std::mem::take(&mut stream.held[way as usize]));
                 for item in held.into_iter().flatten() {
                     self.arrive(id, way, item);
                 }
@@ -131,7 +135,12 @@ impl Inner {
     }
 
     /// A worker dials; the answer says whether somebody is there.
-    pub(crate) fn dial(&mut self, worker: (HostId, Life), url: &str, reply: oneshot::Sender<Result<HostId, Status>>) {
+    pub(crate) fn dial(
+        &mut self,
+        worker: (HostId, Life),
+        url: &str,
+        reply: oneshot::Sender<Result<HostId, Status>>,
+    ) {
         let found = url.strip_prefix("http://").and_then(|name| self.hosts.named(name));
         let Some(coordinator) = found else {
             return drop(reply.send(Err(Status::unavailable("no such host"))));
@@ -149,8 +158,11 @@ impl Inner {
                 inner.count(Count::DialRefused);
             }
             let there = inner.hosts.of(coordinator).up && inner.hosts.of(coordinator).node.is_some();
-            let answer =
-                if there && !refused { Ok(coordinator) } else { Err(Status::unavailable("connection refused")) };
+            let answer = if there && !refused {
+                Ok(coordinator)
+            } else {
+                Err(Status::unavailable("connection refused"))
+            };
             inner.hosts.touch(worker.0);
             let _ = reply.send(answer);
         });
@@ -203,7 +215,9 @@ impl Inner {
                 world.lock().send(id, Way::Down, Item::End);
             };
             let served = async {
-                if let Err(status) = serve(node, UnboundedReceiverStream::new(frames), peer, &out, shutdown).await {
+                if let Err(status) =
+                    serve(node, UnboundedReceiverStream::new(frames), peer, &out, shutdown).await
+                {
                     // The worker may not be reading: then there is nobody to tell.
                     let _ = out.try_send(Err(status));
                 }
@@ -234,7 +248,8 @@ impl Inner {
             self.count(Count::FrameTwice);
             let copy = item.clone();
             // A report may come again at any time, as its worker repeats it; the others only at once.
-            let again = if matches!(&item, Item::Request(frame) if matches!(frame.frame, Some(Up::Report(_)))) {
+            let again = if matches!(&item, Item::Request(frame) if matches!(frame.frame, Some(Up::Report(_))))
+            {
                 at + self.ms(0, 800)
             } else {
                 at

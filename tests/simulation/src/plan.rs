@@ -199,7 +199,8 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         Leaves::Coordinators => {
             (rates.coordinator_crash, rates.coordinator_leave, rates.coordinator_pause) = (0.0, 0.0, 0.0);
             rates.store_partition = 0.0;
-            (knobs.unavailable, knobs.answer_lost, knobs.watch_lag, knobs.watch_missed) = (0.0, 0.0, 0.0, 0.0);
+            (knobs.unavailable, knobs.answer_lost, knobs.watch_lag, knobs.watch_missed) =
+                (0.0, 0.0, 0.0, 0.0);
             (knobs.objects_slow, knobs.objects_away) = (0.0, 0.0);
             for batch in &mut batches {
                 // A cancel among many calls: those that it gets ahead of must be answered all the same.
@@ -240,7 +241,8 @@ fn batch(rng: &mut fastrand::Rng, number: usize, faults_for: Duration) -> Plan {
         }
     }
     let poison = if rng.u8(0..8) == 0 { BTreeSet::from([any(rng)]) } else { BTreeSet::new() };
-    let sometime = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(0..=faults_for.as_millis() as u64));
+    let sometime =
+        |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(0..=faults_for.as_millis() as u64));
     let some = |rng: &mut fastrand::Rng, one_in: u8| rng.u8(0..one_in) == 0;
     Plan {
         number,

@@ -25,7 +25,7 @@ use tranche_worker::Worker;
 /// How far time goes on at once: nothing that hosts do to each other takes less.
 const TICK: Duration = Duration::from_millis(10);
 /// A host for which nothing came is wound at least so often.
-const IDLE: Duration = Duration::from_millis(30);
+const IDLE: Duration = Duration::from_millis(50);
 /// The same, once all batches ended.
 const QUIET: Duration = Duration::from_millis(100);
 /// How long all may take to end once nothing fails any more: beyond every pause and limit of the code.
@@ -92,7 +92,8 @@ impl Conductor {
                 hosts.push(Host::new(kind, rate, skew));
                 inner.stats.add(Count::ClockSkew, u64::from(skew != 0));
             }
-            let slow = setup.workers.iter().filter(|worker| worker.pace >= Duration::from_millis(100)).count();
+            let slow =
+                setup.workers.iter().filter(|worker| worker.pace >= Duration::from_millis(100)).count();
             inner.stats.add(Count::SlowWorker, slow as u64);
             inner.library.plans.clone_from(&setup.batches);
             inner.knobs = setup.knobs;
@@ -140,7 +141,9 @@ impl Conductor {
             }
             if now >= limit {
                 let text = self.what_is_open();
-                self.world.lock().violated(format!("I9 not all ended {END_WITHIN:?} after the last fault: {text}"));
+                self.world
+                    .lock()
+                    .violated(format!("I9 not all ended {END_WITHIN:?} after the last fault: {text}"));
                 return;
             }
         }
@@ -292,7 +295,7 @@ impl Conductor {
         config.reconnect_max = Duration::from_millis(600);
         let stop = self.hosts[id].stop.clone();
         async move {
-            let handler = SimHandler::new(world.clone(), id, life, setup.pace);
+            let handler = SimHandler::new(world.clone(), id, life, setup.pace, setup.slots);
             let transport = SimTransport::new(world.clone(), id, life);
             let worker = Worker::with_transport(config, vec![Arc::new(handler)], Arc::new(transport));
             if let Err(error) = worker.run(stop).await {
@@ -325,9 +328,7 @@ impl Conductor {
 
     fn is_over(&self) -> bool {
         let inner = &*self.world.lock();
-        let swept = |name: &String| {
-            inner.check.batches[name].state.as_ref().is_some_and(|state| state.swept)
-        };
+        let swept = |name: &String| inner.check.batches[name].state.as_ref().is_some_and(|state| state.swept);
         inner.done.len() == self.setup.batches.len() && inner.check.batches.keys().all(swept)
     }
 
@@ -382,8 +383,12 @@ impl Conductor {
 fn end_checks(inner: &mut crate::world::Inner) {
     let mut wrong = Vec::new();
     for (name, mirror) in &inner.check.batches {
-        let visible: BTreeMap<u64, (u64, u64)> =
-            inner.library.visible(name).into_iter().map(|(n, token)| (n, (token.epoch, token.counter))).collect();
+        let visible: BTreeMap<u64, (u64, u64)> = inner
+            .library
+            .visible(name)
+            .into_iter()
+            .map(|(n, token)| (n, (token.epoch, token.counter)))
+            .collect();
         let expected = match mirror.at() {
             State::Committed => mirror.winners(),
             _ => BTreeMap::new(),
@@ -391,7 +396,10 @@ fn end_checks(inner: &mut crate::world::Inner) {
         if visible != expected {
             let missing: Vec<_> = expected.iter().filter(|(n, t)| visible.get(n) != Some(t)).collect();
             let odd: Vec<_> = visible.iter().filter(|(n, t)| expected.get(n) != Some(t)).collect();
-            wrong.push(format!("I4 {name} is {:?}: missing {missing:?}, not to be there {odd:?}", mirror.at()));
+            wrong.push(format!(
+                "I4 {name} is {:?}: missing {missing:?}, not to be there {odd:?}",
+                mirror.at()
+            ));
         }
         let left = inner.library.staged(name);
         if !left.is_empty() {
@@ -400,7 +408,11 @@ fn end_checks(inner: &mut crate::world::Inner) {
         // A batch without tasks has nothing to publish.
         let publishes = mirror.at() == State::Committed && !mirror.ranges.is_empty();
         if inner.library.published(name) != publishes {
-            wrong.push(format!("I4 {name} is {:?}: published {}", mirror.at(), inner.library.published(name)));
+            wrong.push(format!(
+                "I4 {name} is {:?}: published {}",
+                mirror.at(),
+                inner.library.published(name)
+            ));
         }
     }
     for text in wrong {
@@ -425,8 +437,14 @@ async fn coordinator(
     let node = loop {
         let store = Arc::new(SimStore::new(world.clone(), id, life));
         let objects = Objects::over(Arc::new(SimObjects::new(world.clone(), objects.clone())));
-        let start =
-            Node::start(config.clone(), format!("http://{name}"), store, objects, machine.clone(), stop.clone());
+        let start = Node::start(
+            config.clone(),
+            format!("http://{name}"),
+            store,
+            objects,
+            machine.clone(),
+            stop.clone(),
+        );
         match leave.run_until_cancelled(start).await {
             Some(Ok(node)) => break Arc::new(node),
             Some(Err(error)) => {

@@ -130,24 +130,25 @@ impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
         Self(Arc::new_cyclic(|me| {
             Mutex::new(Inner {
-            me: me.clone(),
-            now: At::ZERO,
-            rng: fastrand::Rng::with_seed(seed),
-            events: BinaryHeap::new(),
-            next_event: 0,
-            hosts: Hosts::default(),
-            store: Core::default(),
-            net: Net::default(),
-            library: Library::default(),
-            check: Checker::default(),
-            stats: Stats::default(),
-            trace: Trace::new(trace),
-            knobs: Knobs::default(),
-            orders: Vec::new(),
-            cut_off: BTreeMap::new(),
-            done: std::collections::BTreeSet::new(),
-            never: Vec::new(),
-        })}))
+                me: me.clone(),
+                now: At::ZERO,
+                rng: fastrand::Rng::with_seed(seed),
+                events: BinaryHeap::new(),
+                next_event: 0,
+                hosts: Hosts::default(),
+                store: Core::default(),
+                net: Net::default(),
+                library: Library::default(),
+                check: Checker::default(),
+                stats: Stats::default(),
+                trace: Trace::new(trace),
+                knobs: Knobs::default(),
+                orders: Vec::new(),
+                cut_off: BTreeMap::new(),
+                done: std::collections::BTreeSet::new(),
+                never: Vec::new(),
+            })
+        }))
     }
 
     /// The world itself. Not to be held across a wait, nor while a host's code runs.

@@ -68,10 +68,14 @@ impl Inner {
                 self.check.frames.reported.insert(token_key(report.token.as_ref()));
             }
             Some(Up::PhaseAck(ack)) if ack.phase == i32::from(v1::Phase::Rollback) => {
-                let of_it = |((by, _), batch): &(&(Worker, TokenKey), &String)| *by == worker && **batch == ack.batch;
+                let of_it =
+                    |((by, _), batch): &(&(Worker, TokenKey), &String)| *by == worker && **batch == ack.batch;
                 let still = self.check.frames.staging.iter().find(of_it).map(|((_, token), _)| *token);
                 if let Some(token) = still {
-                    self.violated(format!("I4 host {} says that it stopped {}, and stages {token:?}", worker.0, ack.batch));
+                    self.violated(format!(
+                        "I4 host {} says that it stopped {}, and stages {token:?}",
+                        worker.0, ack.batch
+                    ));
                 }
             }
             Some(Up::Holding(holding)) => {
@@ -98,7 +102,10 @@ impl Inner {
                     self.violated(format!("I6 lease {token:?} of {} is sent before its record", grant.batch));
                 }
                 if self.check.frames.told.contains(&(stream, grant.batch.clone())) {
-                    self.violated(format!("I4 lease {token:?} of {} is sent after its rollback", grant.batch));
+                    self.violated(format!(
+                        "I4 lease {token:?} of {} is sent after its rollback",
+                        grant.batch
+                    ));
                 }
             }
             Some(Down::Grant(grant)) if grant.phase() == v1::Phase::Rollback => self.rolls_back(grant),
@@ -109,7 +116,9 @@ impl Inner {
                 for report in ack.reports.iter().filter(|r| r.result() == v1::report_ack::Result::Durable) {
                     let token = token_key(report.token.as_ref());
                     if !self.is_counted(token) {
-                        self.violated(format!("I7 the report of {token:?} is acknowledged, and isn't durable"));
+                        self.violated(format!(
+                            "I7 the report of {token:?} is acknowledged, and isn't durable"
+                        ));
                     }
                 }
             }
@@ -122,7 +131,9 @@ impl Inner {
     pub(crate) fn answered(&mut self, begun: At) {
         let took = self.now.saturating_sub(begun);
         if matches!(self.check.frames.rules, Some((Leaves::Coordinators, _))) && took > ANSWER_WITHIN {
-            self.violated(format!("a call was answered after {took:?}, while neither store nor coordinator failed"));
+            self.violated(format!(
+                "a call was answered after {took:?}, while neither store nor coordinator failed"
+            ));
         }
     }
 
@@ -186,7 +197,10 @@ impl Inner {
         let heard = self.check.frames.heard.get(&by.0).copied().unwrap_or(self.now);
         let silence = self.now.saturating_sub(heard);
         if silence > ttl.mul_f64(1.1) + Duration::from_millis(200) {
-            self.violated(format!("I6 host {} stages {token} on, {silence:?} after it last heard anything", by.0));
+            self.violated(format!(
+                "I6 host {} stages {token} on, {silence:?} after it last heard anything",
+                by.0
+            ));
         }
     }
 
@@ -195,8 +209,9 @@ impl Inner {
         let Some(mirror) = self.check.batches.get(&lease.batch) else { return };
         let named: BTreeSet<TokenKey> = lease.attempts.iter().map(|a| token_key(a.token.as_ref())).collect();
         let Some(range) = lease.range else { return };
-        let about =
-            |(first, last): (u64, u64)| first <= range.last.cast_unsigned() && range.first.cast_unsigned() <= last;
+        let about = |(first, last): (u64, u64)| {
+            first <= range.last.cast_unsigned() && range.first.cast_unsigned() <= last
+        };
         let missing: Vec<TokenKey> = mirror
             .leased
             .iter()
@@ -217,9 +232,9 @@ impl Inner {
             return None;
         }
         let (host, life) = *frames.begun.get(&token)?;
-        self.hosts
-            .lives(host, life)
-            .then(|| format!("the lease {token:?} is taken from host {host}, which works on it and never failed"))
+        self.hosts.lives(host, life).then(|| {
+            format!("the lease {token:?} is taken from host {host}, which works on it and never failed")
+        })
     }
 
     /// Something was written into a batch's staging.
@@ -241,7 +256,9 @@ impl Inner {
         if decision != Some(v1::decision::Outcome::Commit) {
             self.violated(format!("I4 {batch}: task {sequence} is visible, the decision is {decision:?}"));
         } else if !counts {
-            self.violated(format!("I4 {batch}: task {sequence} is visible under {token}, which doesn't count"));
+            self.violated(format!(
+                "I4 {batch}: task {sequence} is visible under {token}, which doesn't count"
+            ));
         } else if state == State::Committed {
             self.violated(format!("I4 {batch}: task {sequence} becomes visible after COMMITTED"));
         }

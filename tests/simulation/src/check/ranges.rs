@@ -50,8 +50,11 @@ pub(super) fn text(range: &v1::RangeRecord) -> String {
             format!("{} of {}{:?}", token(l.token.as_ref()), l.worker, decode_runs(&l.runs))
         })
     };
-    let winners: Vec<String> =
-        range.winners.iter().map(|w| format!("{}{:?}", token(w.token.as_ref()), decode_runs(&w.runs))).collect();
+    let winners: Vec<String> = range
+        .winners
+        .iter()
+        .map(|w| format!("{}{:?}", token(w.token.as_ref()), decode_runs(&w.runs)))
+        .collect();
     let losers: Vec<String> = range.losers.iter().map(|l| token(Some(l))).collect();
     format!(
         "[{}, {}] {:?} lease {} backup {} won {winners:?} lost {losers:?} staged {} failed {}{:?} losses {} errors {}",
@@ -103,11 +106,17 @@ impl Change {
         let new: BTreeMap<u64, TokenKey> = self.after.iter().flat_map(won).collect();
         for (sequence, token) in &old {
             if new.get(sequence) != Some(token) {
-                wrong.push(format!("I7 task {sequence}, staged under {token:?}, is now under {:?}", new.get(sequence)));
+                wrong.push(format!(
+                    "I7 task {sequence}, staged under {token:?}, is now under {:?}",
+                    new.get(sequence)
+                ));
             }
         }
-        let out: BTreeMap<TokenKey, BTreeSet<u64>> =
-            self.before.iter().flat_map(|r| leases(r).map(|(token, lease)| (token, of_lease(r, lease)))).collect();
+        let out: BTreeMap<TokenKey, BTreeSet<u64>> = self
+            .before
+            .iter()
+            .flat_map(|r| leases(r).map(|(token, lease)| (token, of_lease(r, lease))))
+            .collect();
         for (sequence, token) in new.iter().filter(|(sequence, _)| !old.contains_key(sequence)) {
             match out.get(token) {
                 Some(tasks) if tasks.contains(sequence) => {}
@@ -131,7 +140,11 @@ impl Change {
         }
         for range in &self.after {
             for (token, _) in leases(range).filter(|(token, _)| !out.contains_key(token)) {
-                if mirror.leased.insert(token, (range.first.cast_unsigned(), range.last.cast_unsigned())).is_some() {
+                if mirror
+                    .leased
+                    .insert(token, (range.first.cast_unsigned(), range.last.cast_unsigned()))
+                    .is_some()
+                {
                     wrong.push(format!("I6 the token {token:?} is out a second time"));
                 }
                 if epoch != Some(token.0) {
@@ -181,7 +194,8 @@ fn whole(range: &v1::RangeRecord) -> Vec<String> {
     }
     let (staged, failed) = (won(range).count() as i64, failed(range).count() as i64);
     if (staged, failed) != (range.staged, range.failed) {
-        wrong.push(format!("I5 {at} counts {} and {}, has {staged} and {failed}", range.staged, range.failed));
+        wrong
+            .push(format!("I5 {at} counts {} and {}, has {staged} and {failed}", range.staged, range.failed));
     }
     let len = range.last - range.first + 1;
     if range.phase() == Phase::Staged && staged + failed != len {

@@ -24,7 +24,7 @@ impl Inner {
         touched: &mut BTreeMap<String, Touched>,
     ) -> Result<(), String> {
         let Some((kind, tail)) = key.split_once('/') else { return Ok(()) };
-        let now = self.now;
+        let (now, printed) = (self.now, self.trace.printed());
         let batch = name_of(tail);
         let deleted = value.is_none();
         let mut normal: Vec<u8> = value.map(|value| value.to_vec()).unwrap_or_default();
@@ -41,7 +41,13 @@ impl Inner {
         }
         let mirror = self.check.batches.entry(batch.clone()).or_default();
         let touched = touched.entry(batch).or_default();
-        let mut said = String::new();
+        let mut text = String::new();
+        // Only where it is read: this is called for every record that is ever written.
+        let mut said = |record: &dyn std::fmt::Debug| {
+            if printed {
+                text = format!("{record:?}");
+            }
+        };
         match kind {
             "specs" => {
                 mirror.spec = decoded(value)?;
@@ -49,13 +55,13 @@ impl Inner {
             }
             "states" => {
                 let record = decoded::<v1::StateRecord>(value)?;
-                said = format!("{record:?}");
+                said(&record);
                 touched.state = Some(std::mem::replace(&mut mirror.state, record));
                 touched.owners = true;
             }
             "decisions" => {
                 let mut record = decoded::<v1::DecisionRecord>(value)?;
-                said = format!("{record:?}");
+                said(&record);
                 if let Some(record) = &mut record {
                     record.nonce.clear();
                     normal = record.encode_to_vec();
@@ -64,7 +70,7 @@ impl Inner {
             }
             "cutoffs" => {
                 let record = decoded::<v1::CutoffRecord>(value)?;
-                said = format!("{record:?}");
+                said(&record);
                 touched.cutoff = Some(mirror.cutoff);
                 // The record goes at the end; the mirror keeps what it was.
                 if record.is_some() {
@@ -78,7 +84,7 @@ impl Inner {
                     record.nonce.clear();
                     normal = record.encode_to_vec();
                 }
-                said = format!("{record:?}");
+                said(&record);
                 let before = mirror.lock.clone();
                 mirror.lock = record.map(|record| (record, revision));
                 if !deleted && mirror.epochs.insert(revision) && mirror.epochs.len() > 1 {
@@ -89,7 +95,7 @@ impl Inner {
             "segments" => {
                 if let Some(mut record) = decoded::<v1::SegmentRecord>(value)? {
                     mirror.segments.insert(record.first.cast_unsigned(), record.last.cast_unsigned());
-                    said = format!("{record:?}");
+                    said(&record);
                     // Its name is made of random digits.
                     record.object.clear();
                     normal = record.encode_to_vec();
@@ -102,7 +108,9 @@ impl Inner {
                 touched.owners = true;
                 match record {
                     Some(record) => {
-                        said = ranges::text(&record);
+                        if printed {
+                            text = ranges::text(&record);
+                        }
                         let mut plain = record.clone();
                         for lease in [&mut plain.lease, &mut plain.backup].into_iter().flatten() {
                             lease.incarnation.clear();
@@ -118,7 +126,7 @@ impl Inner {
             other => return Err(format!("a key of an unknown kind, {other}")),
         }
         self.trace.hash(now, key, &normal);
-        self.say(|| format!("r{revision} {}{key} {said}", if deleted { "delete " } else { "" }));
+        self.say(|| format!("r{revision} {}{key} {text}", if deleted { "delete " } else { "" }));
         Ok(())
     }
 }
@@ -153,7 +161,10 @@ pub(super) fn state_moved(before: Option<&v1::StateRecord>, mirror: &Mirror) -> 
         wrong.push(format!("I3 {:?} with the decision {outcome:?}", after.state()));
     }
     if after.total < before.total || before.sealed && (!after.sealed || after.total != before.total) {
-        wrong.push(format!("I7 total {} (sealed {}) became {} (sealed {})", before.total, before.sealed, after.total, after.sealed));
+        wrong.push(format!(
+            "I7 total {} (sealed {}) became {} (sealed {})",
+            before.total, before.sealed, after.total, after.sealed
+        ));
     }
     if before.swept && !after.swept {
         wrong.push("I3 swept, and then not".to_owned());
@@ -162,11 +173,7 @@ pub(super) fn state_moved(before: Option<&v1::StateRecord>, mirror: &Mirror) -> 
 }
 
 /// I3: a decision is made once; its cut-off is the one of that moment.
-pub(super) fn decided(
-    before: Option<&v1::DecisionRecord>,
-    mirror: &Mirror,
-    cutoff_too: bool,
-) -> Vec<String> {
+pub(super) fn decided(before: Option<&v1::DecisionRecord>, mirror: &Mirror, cutoff_too: bool) -> Vec<String> {
     let Some(after) = &mirror.decision else { return vec!["I3 the decision is gone".to_owned()] };
     match before {
         Some(before) if before.outcome != after.outcome || before.cutoff != after.cutoff => {
@@ -225,10 +232,14 @@ pub(super) fn sums(mirror: &Mirror) -> Vec<String> {
     if next != cutoff + 1 {
         wrong.push(format!("I1 the ranges end at {}, the cut-off is {cutoff}", next - 1));
     }
-    let (counted, sum) =
-        ((state.staged, state.failed, state.committed, state.rolled_back), (staged, failed, committed, rolled_back));
+    let (counted, sum) = (
+        (state.staged, state.failed, state.committed, state.rolled_back),
+        (staged, failed, committed, rolled_back),
+    );
     if counted != sum {
-        wrong.push(format!("I5 counted (staged, failed, committed, rolled back) {counted:?}, the ranges have {sum:?}"));
+        wrong.push(format!(
+            "I5 counted (staged, failed, committed, rolled back) {counted:?}, the ranges have {sum:?}"
+        ));
     }
     let mut end = 0;
     for (first, last) in &mirror.segments {

@@ -209,7 +209,10 @@ impl Store for SimStore {
     async fn txn(&self, txn: &Txn) -> Result<TxnOutcome, StoreError> {
         self.transactions.fetch_add(1, Ordering::Relaxed);
         if self.doubts().contains(txn) {
-            let text = format!("host {} sends a transaction again that it didn't read back: {:?}", self.host, txn.compares);
+            let text = format!(
+                "host {} sends a transaction again that it didn't read back: {:?}",
+                self.host, txn.compares
+            );
             self.world.lock().violated(text);
         }
         let sent = txn;

@@ -64,8 +64,7 @@ impl Core {
         };
         let all = self.entries.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
         let found = all.filter(|(key, _)| beyond(key)).map(|(key, stored)| entry(key, stored));
-        let mut entries: Vec<Entry> =
-            if options.descending { found.rev_all() } else { found.collect() };
+        let mut entries: Vec<Entry> = if options.descending { found.rev_all() } else { found.collect() };
         let more = options.limit > 0 && entries.len() > options.limit;
         if more {
             entries.truncate(options.limit);
