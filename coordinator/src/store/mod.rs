@@ -245,8 +245,9 @@ pub trait Store: Send + Sync + 'static {
     async fn close_session(&self, id: SessionId) -> Result<(), StoreError>;
 
     /// Whether the session is known to live at this moment, by the clock, whatever tasks of ours ran: a process
-    /// that was paused must know it before [`Session::lost`] says so. True by default: of sessions that end
-    /// only by being closed.
+    /// that was paused must know it before [`Session::lost`] says so. The clock is the monotonic one, which
+    /// goes on while a process is paused, but not while its machine is suspended. True by default: of
+    /// sessions that end only by being closed.
     fn session_lives(&self, id: SessionId) -> bool {
         let _ = id;
         true
