@@ -15,7 +15,7 @@ impl Machine {
         match (&there.phase, frame) {
             // What an ended stream still brought.
             (Phase::Down, _) => {}
-            (Phase::Greeting { hello }, Some(In::Welcome(welcome))) => {
+            (Phase::Greeting { hello, .. }, Some(In::Welcome(welcome))) => {
                 let hello = *hello;
                 self.welcome(now, link, hello, &welcome);
             }
@@ -83,9 +83,9 @@ impl Machine {
         }
     }
 
-    /// Whether a coordinator may say that a lease doesn't count: the one to which it belongs. Another
-    /// may only while that one is away. An owner that was replaced, and doesn't know it yet, still speaks of
-    /// leases that its successor lets live.
+    /// Whether a coordinator may say that a lease is over: the one to which it belongs. Another may only
+    /// while that one is away. An owner that was replaced, and doesn't know it yet, still speaks of leases that
+    /// its successor lets live.
     pub(super) fn may_refuse(&self, link: LinkId, held: &Held) -> bool {
         held.link == link || self.attached(held.link).is_none()
     }

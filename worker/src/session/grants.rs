@@ -30,7 +30,15 @@ impl Machine {
                 }
                 return;
             }
-            None => self.hold(now, link, token, grant),
+            None => {
+                // The first that is heard of a new owner: it was greeted before the older leases came, and so
+                // didn't say that it is.
+                let newer = token.epoch > self.batches.epoch(&grant.batch);
+                if newer && self.held.values().any(|held| held.batch == grant.batch && held.link != link) {
+                    self.owner(now, link, v1::Owner { batch: grant.batch.clone(), epoch: token.epoch });
+                }
+                self.hold(now, link, token, grant);
+            }
             Some(held) => match &mut held.stage {
                 Stage::Assembling(first) => first.tasks.append(&mut grant.tasks),
                 Stage::Reported { .. } => {

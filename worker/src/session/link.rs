@@ -1,7 +1,7 @@
 //! What the machine knows of one link.
 
 use super::state::Now;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 use tranche_proto::v1;
 
@@ -14,6 +14,8 @@ pub(super) enum Phase {
     Greeting {
         /// When Hello went out.
         hello: Now,
+        /// The batches of the leases that it named.
+        named: BTreeSet<String>,
     },
     /// Leases travel.
     Attached(Attached),
@@ -22,6 +24,8 @@ pub(super) enum Phase {
 /// An attached stream.
 #[derive(Debug)]
 pub(super) struct Attached {
+    /// The batches of the leases that its Hello named: of these the coordinator said so if it owned one.
+    pub(super) named: BTreeSet<String>,
     pub(super) interval: Duration,
     pub(super) next_heartbeat: Now,
     /// The number of the next heartbeat.
@@ -88,7 +92,7 @@ impl Link {
     pub(super) fn dead_at(&self) -> Option<Now> {
         match &self.phase {
             Phase::Down => None,
-            Phase::Greeting { hello } => Some(*hello + WELCOME_WITHIN),
+            Phase::Greeting { hello, .. } => Some(*hello + WELCOME_WITHIN),
             Phase::Attached(attached) => attached.unacked.front().map(|(_, sent)| *sent + silence(self.ttl)),
         }
     }
@@ -96,12 +100,18 @@ impl Link {
     /// Takes the Welcome's figures; odd ones are made safe.
     pub(super) fn attach(&mut self, welcome: &v1::Welcome, now: Now) {
         let duration = |d: Option<prost_types::Duration>| d.and_then(|d| Duration::try_from(d).ok());
-        self.ttl = duration(welcome.lease_ttl).filter(|ttl| !ttl.is_zero()).unwrap_or(DEFAULT_TTL);
+        let ttl = duration(welcome.lease_ttl).filter(|ttl| !ttl.is_zero()).unwrap_or(DEFAULT_TTL);
+        self.ttl = ttl.clamp(3 * LEAST_INTERVAL, MOST_TTL);
         let interval = duration(welcome.heartbeat_interval).filter(|i| !i.is_zero());
         // Three heartbeats fit into a TTL, so that one may be lost.
-        let interval = interval.map_or(self.ttl / 3, |interval| interval.min(self.ttl / 3));
+        let interval = interval.unwrap_or(self.ttl / 3).clamp(LEAST_INTERVAL, self.ttl / 3);
+        let named = match &mut self.phase {
+            Phase::Greeting { named, .. } => std::mem::take(named),
+            Phase::Down | Phase::Attached(_) => BTreeSet::new(),
+        };
         self.coordinator = Some(welcome.coordinator.clone()).filter(|id| !id.is_empty());
         self.phase = Phase::Attached(Attached {
+            named,
             interval,
             next_heartbeat: now + interval,
             number: 1,
@@ -122,5 +132,9 @@ pub(super) fn silence(ttl: Duration) -> Duration {
 
 /// The TTL until a coordinator said its own.
 const DEFAULT_TTL: Duration = Duration::from_secs(10);
+/// Heartbeats that come faster do nothing but work.
+const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+/// More than any coordinator takes for its setting, and little enough for every sum of times.
+const MOST_TTL: Duration = Duration::from_hours(24);
 /// How long a coordinator may take to answer Hello.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);

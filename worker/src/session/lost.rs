@@ -7,8 +7,9 @@
 //! - A lease that was stopped (lapsed, revoked, rolled back, cancelled) is never reported, and nothing counts
 //!   without a report.
 //! - A report that was answered STALE, DECIDED or INVALID by the batch's owner doesn't count and never will:
-//!   the owner looks for the token among those that count, and answers once what it saw is durable. An owner
-//!   that was replaced can't have that written, and isn't listened to (see `Machine::may_refuse`).
+//!   the owner looks for the token among those that count, and answers once what it saw is durable. One that was
+//!   replaced and doesn't know it yet has never seen the tokens of its successor, so nobody but the owner is
+//!   listened to, also while that one is away (see `Machine::report_settled`).
 //! - UNKNOWN_BATCH comes when the batch has ended and was swept: what counted is in the library, out of the
 //!   reach of a handler's rollback, or was rolled back itself.
 //!

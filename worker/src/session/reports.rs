@@ -63,8 +63,9 @@ impl Machine {
         match Result::try_from(ack.result) {
             Ok(Result::Durable) => drop(self.held.remove(&token)),
             Ok(Result::Stale | Result::Decided | Result::UnknownBatch | Result::Invalid) => {
-                if !self.may_refuse(link, held) {
-                    return;
+                let ended = ack.result() == Result::UnknownBatch;
+                if !self.may_refuse(link, held) || (held.link != link && !ended) {
+                    return self.refused_by_another(link, token);
                 }
                 let result = ack.result().as_str_name();
                 warn!(batch.id = held.batch, %token, result, message = ack.message, "report doesn't count");
@@ -74,6 +75,19 @@ impl Machine {
             Ok(Result::Unspecified) | Err(_) => {
                 warn!(batch.id = held.batch, %token, result = ack.result, "answer to a report not known");
             }
+        }
+    }
+
+    /// Only the owner knows whether a report counts, and who else answers may be one that was replaced and
+    /// doesn't know it yet: to that one a lease of its successor's, that may have counted, is as good as none.
+    /// Or it is the owner now, and didn't know that it had to say so: the lease came when its Hello was gone. So
+    /// it is greeted once more, with all that is held.
+    fn refused_by_another(&mut self, link: LinkId, token: Token) {
+        let Some(held) = self.held.get(&token).filter(|held| self.attached(held.link).is_none()) else {
+            return;
+        };
+        if self.attached(link).is_some_and(|attached| !attached.named.contains(&held.batch)) {
+            self.close(link, "it refused a report, and didn't say that it owns the batch");
         }
     }
 

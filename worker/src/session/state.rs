@@ -102,7 +102,7 @@ pub struct Machine {
     pub(super) links_changed: bool,
     /// Bounded by the credit.
     pub(super) held: BTreeMap<Token, Held>,
-    /// Leases that wait for a slot, the oldest first; may name some that are gone.
+    /// Leases that wait for a slot, the oldest first; may name some that are gone, but never more than are held.
     pub(super) queue: VecDeque<Token>,
     /// Who waits to hear that nothing of a batch is being staged here any more.
     pub(super) acks: BTreeMap<String, BTreeSet<LinkId>>,
@@ -175,7 +175,13 @@ impl Machine {
         let lapsed = self.held.iter().filter(|(_, held)| held.lapses_at().is_some_and(|at| now >= at));
         let lapsed: Vec<Token> = lapsed.map(|(token, _)| *token).collect();
         for token in lapsed {
+            let link = self.held.get(&token).map(|held| held.link);
             self.stop(token, "its time to live is over");
+            // After a pause of both sides the stream may be as it was. Its coordinator takes the lease to be held
+            // for as long as it hears of this worker: the next Hello says that it isn't.
+            if let Some(link) = link.filter(|link| self.attached(*link).is_some()) {
+                self.close(link, "leases on it have lapsed");
+            }
         }
         for link in self.link_ids() {
             if self.links[&link].dead_at().is_some_and(|at| now >= at) {
@@ -192,16 +198,18 @@ impl Machine {
             // It was told to rest, or to go, just when it got through.
             return self.commands.push(Command::Close(link, "it isn't needed any more"));
         };
-        there.phase = Phase::Greeting { hello: now };
-        self.links_changed = true;
         // Whichever link granted them: the coordinator may own a batch that was another's when its leases
         // were granted.
         let held = self
             .held
             .iter()
             .filter(|(_, held)| held.is_ours() && (held.link == link || Guard::HelloNamesAll.on()));
-        let held = held
-            .map(|(token, held)| v1::HeldLease { batch: held.batch.clone(), token: Some((*token).into()) });
+        let held: Vec<_> = held
+            .map(|(token, held)| v1::HeldLease { batch: held.batch.clone(), token: Some((*token).into()) })
+            .collect();
+        let named = held.iter().map(|lease| lease.batch.clone()).collect();
+        there.phase = Phase::Greeting { hello: now, named };
+        self.links_changed = true;
         let hello = v1::Hello {
             worker: self.settings.worker.clone(),
             incarnation: self.settings.incarnation.clone(),
@@ -209,7 +217,7 @@ impl Machine {
             slots: i32::try_from(self.settings.slots).unwrap_or(i32::MAX),
             labels: self.settings.labels.clone().into_iter().collect(),
             protocol_versions: vec![PROTOCOL_VERSION],
-            held: held.collect(),
+            held,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         self.send(link, Out::Hello(hello));
@@ -281,6 +289,9 @@ impl Machine {
     }
 
     fn start_waiting(&mut self, now: Now) {
+        if self.queue.len() > self.held.len() {
+            self.queue.retain(|token| self.held.contains_key(token));
+        }
         let mut free = self.settings.slots.saturating_sub(self.slots_taken());
         while free > 0 {
             let Some(token) = self.queue.pop_front() else { return };

@@ -123,3 +123,51 @@ pub(super) fn a_coordinator_that_never_says_welcome_is_left() {
     sim.pass(Duration::from_secs(10));
     assert_eq!(sim.closed, [0]);
 }
+
+/// Worker and coordinator were both paused, so that the stream is as it was: the coordinator takes the leases to
+/// be held for as long as it hears of the worker. A new greeting says which are.
+#[test]
+pub(super) fn a_stream_that_outlived_its_leases_is_greeted_anew() {
+    let mut sim = Sim::attached_to(2, 1);
+    sim.grant(1, v1::Phase::Stage);
+    sim.grant(2, v1::Phase::Stage);
+    sim.pass(INTERVAL);
+    sim.ack_heartbeat_on(0, 1);
+    sim.ack_heartbeat_on(1, 1);
+    sim.now += TTL;
+    sim.event(Event::Tick);
+    assert_eq!((sim.cancelled.clone(), sim.closed.clone()), (vec![1], vec![0]));
+    sim.sent.clear();
+    sim.attach(0);
+    assert_eq!(hello(&sim.sent_on(0)[0]), [0_u64; 0]);
+}
+
+fn welcome(ttl: (i64, i32), interval: (i64, i32)) -> In {
+    let duration = |(seconds, nanos)| Some(prost_types::Duration { seconds, nanos });
+    In::Welcome(v1::Welcome {
+        coordinator: "c".into(),
+        protocol_version: 1,
+        lease_ttl: duration(ttl),
+        heartbeat_interval: duration(interval),
+    })
+}
+
+#[test]
+pub(super) fn odd_times_are_made_safe() {
+    let most = (i64::MAX, 999_999_999);
+    for (ttl, interval) in
+        [((0, 1), (0, 1)), ((9, 0), (0, 1)), (most, most), (most, (0, 1)), ((-1, 0), (-1, 0))]
+    {
+        let mut sim = Sim::new(settings(1, 1, 1));
+        sim.event(Event::Opened(0));
+        sim.frame(0, welcome(ttl, interval));
+        sim.grant(1, v1::Phase::Stage);
+        sim.sent.clear();
+        sim.pass(Duration::from_secs(1));
+        assert!(sim.sent.len() < 1000, "{ttl:?} {interval:?}: {} heartbeats in a second", sim.sent.len());
+        sim.down(0);
+        // What a clock can add.
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert!(sim.machine.wake_at().is_none_or(|at| at <= sim.now + day), "{ttl:?} {interval:?}");
+    }
+}

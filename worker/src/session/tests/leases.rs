@@ -108,3 +108,14 @@ fn leave_is_told_to_the_handlers() {
     sim.frame(0, In::Leave(v1::Leave { batch: "b".into(), state: 4 }));
     assert_eq!(sim.left, ["b"]);
 }
+
+#[test]
+fn leases_that_come_and_go_while_a_slot_hangs_are_not_remembered() {
+    let mut sim = Sim::attached(1);
+    for counter in 1..=1000 {
+        sim.grant(counter, v1::Phase::Stage);
+        sim.revoke(0, counter);
+    }
+    assert_eq!(sim.running(), [1]);
+    assert!(sim.machine.queue.len() < 10, "{}", sim.machine.queue.len());
+}

@@ -191,3 +191,77 @@ pub(super) fn owners_are_answered_while_the_worker_drains() {
     sim.ack_report_on(1, 1, Result::Durable as i32);
     assert!(sim.exited);
 }
+
+fn refuse(sim: &mut Sim, link: LinkId, epoch: u64, counter: u64) {
+    let report = v1::ReportAck {
+        token: Some(v1::Token { epoch, counter }),
+        result: Result::Stale as i32,
+        message: String::new(),
+    };
+    sim.frame(link, In::Ack(v1::Ack { heartbeat: 0, reports: vec![report], backlog: 0 }));
+}
+
+/// The new owner may have counted the report, and its answer was lost with the stream. One that was replaced and
+/// doesn't know it has never heard of the lease.
+#[test]
+pub(super) fn an_owner_that_was_replaced_takes_no_report_away_while_the_new_one_is_away() {
+    let mut sim = Sim::attached_to(2, 2);
+    sim.owner(0, 5);
+    sim.owner(1, 7);
+    sim.frame(1, grant_of(7, 1));
+    let outcome = Outcome::Staged { done: 1, failures: Vec::new(), receipt: Bytes::new() };
+    sim.event(Event::Finished(Token { epoch: 7, counter: 1 }, outcome));
+    assert_eq!(sim.reported(), [(1, 1)]);
+    sim.down(1);
+    sim.pass(INTERVAL);
+    assert_eq!(sim.reported(), [(0, 1)]);
+    refuse(&mut sim, 0, 7, 1);
+    assert!(sim.removals.is_empty(), "it may count");
+    // Asked whose the batch is, since it wasn't when it was greeted.
+    assert_eq!(sim.closed, [0]);
+    sim.attach(0);
+    sim.owner(0, 5);
+    sim.ack_heartbeat(1);
+    sim.pass(INTERVAL);
+    assert_eq!(sim.reported(), [(0, 1)]);
+    refuse(&mut sim, 0, 7, 1);
+    assert_eq!((sim.removals.len(), sim.closed.len()), (0, 1));
+    sim.attach(1);
+    sim.owner(1, 7);
+    assert_eq!(sim.reported(), [(1, 1), (1, 1)]);
+    refuse(&mut sim, 1, 7, 1);
+    assert_eq!(sim.removals.len(), 1);
+}
+
+/// The lease came just after the greeting, so its new owner didn't know that this worker must be told.
+#[test]
+pub(super) fn an_owner_that_refuses_what_it_was_not_greeted_with_is_greeted_anew() {
+    let mut sim = Sim::attached_to(2, 2);
+    sim.grant(1, v1::Phase::Stage);
+    sim.finish(1);
+    sim.down(0);
+    sim.pass(INTERVAL);
+    refuse(&mut sim, 1, 1, 1);
+    assert_eq!((sim.removals.len(), sim.closed.clone()), (0, vec![1]));
+    sim.sent.clear();
+    sim.attach(1);
+    assert_eq!(hello(&sim.sent_on(1)[0]), [1]);
+    sim.owner(1, 7);
+    refuse(&mut sim, 1, 1, 1);
+    assert_eq!(sim.removing(), [1]);
+    assert_eq!(sim.closed, [1]);
+}
+
+#[test]
+pub(super) fn a_grant_of_a_new_owner_tells_of_it() {
+    let mut sim = Sim::attached_to(2, 3);
+    sim.grant(1, v1::Phase::Stage);
+    sim.grant(2, v1::Phase::Stage);
+    sim.finish(2);
+    sim.sent.clear();
+    sim.frame(1, grant_of(7, 3));
+    assert_eq!(holding(&sim.sent_on(1)), Some((7, vec![1, 2])));
+    assert_eq!((sim.reported(), sim.running()), (vec![(1, 2)], vec![1, 2, 3]));
+    sim.frame(1, grant_of(8, 4));
+    assert_eq!(holding(&sim.take_sent()), None, "all is on its link already");
+}
