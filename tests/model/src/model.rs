@@ -16,7 +16,8 @@ pub struct Batch {
     pub cancel: bool,
     /// Whether a slow range may be leased a second time.
     pub backup: bool,
-    /// Whether a new owner knows of which workers the one before it awaited that they stop.
+    /// Whether a new owner knows of which workers the one before it awaited that they stop: the code's
+    /// `RangeRecord::stopping`, always there. Engine `note_stopping`, `take_up_stopping`.
     pub stopping_kept: bool,
     /// Whether the owner may decide ROLLBACK by itself, at any time: the deadline.
     pub deadline: bool,

@@ -70,7 +70,7 @@ impl Batch {
         }
         Self::judge(state, &write);
         if write.kind == Kind::Count {
-            // Who else stages it is told to stop; its driver remembers that.
+            // Who else stages it is told to stop; its record names them. Engine `stop_others`, `note_stopping`.
             let known = self.stopping_kept || state.coordinators.iter().any(|c| c.owner && c.epoch_holds);
             let others = state.ranges[r].record.lease & !write.record.lease & !write.attempt;
             for (a, attempt) in state.ranges[r].attempts.iter_mut().enumerate() {

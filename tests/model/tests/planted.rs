@@ -70,7 +70,7 @@ planted! {
     lease_lapses: LeaseLapses, 1, 1, LEFT;
 }
 
-/// Not a guard, but a rule of the design: see "Known" in the crate's doc.
+/// Not a guard, but a rule of the design: see "Whom an owner awaits" in the crate's doc.
 #[test]
 fn whom_an_owner_awaits_is_known_to_the_next() {
     let model = Batch {
