@@ -1,10 +1,10 @@
 //! CreateBatch: one transaction makes the batch, owned by whoever makes it.
 
-use super::{Node, Shared, View, ownership};
+use super::{Node, Shared, Term, View, ownership};
 use crate::driver::ledger;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{SessionId, StoreError, Txn, TxnOutcome, commit};
+use crate::store::{StoreError, Txn, TxnOutcome, commit};
 use std::sync::Arc;
 use tranche_guards::Guard;
 use tranche_proto::stored::Stored;
@@ -18,7 +18,7 @@ impl Node {
             return Ok(view);
         }
         let shared = &self.shared;
-        let session = shared.session.borrow().ok_or(Error::ShuttingDown)?;
+        let term = shared.living()?;
         let batch = BatchKey::new(namespace, shared.host.new_id());
         let now = shared.host.wall_ms();
         let state = v1::StateRecord {
@@ -36,7 +36,7 @@ impl Node {
             .put(keys::spec(&batch), Stored::new(record).encode())
             .put(keys::state(&batch), Stored::new(state).encode())
             .put(keys::cutoff(&batch), Stored::new(v1::CutoffRecord::default()).encode())
-            .put_held(keys::lock(&batch), ownership::lock_record(shared), session);
+            .put_held(keys::lock(&batch), ownership::lock_record(shared), term.session());
         if !request_id.is_empty() {
             let request = v1::RequestRecord { batch: batch.to_string() };
             let name = keys::request(namespace, request_id);
@@ -46,7 +46,7 @@ impl Node {
             txn = txn.put(name, Stored::new(request).encode());
         }
         // A task of its own, since a caller may hang up: a batch that is made is driven.
-        let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), txn, session));
+        let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), txn, term));
         match made.await.map_err(|_| Error::ShuttingDown)?? {
             TxnOutcome::Applied(_) => self.get(&batch).await,
             // Somebody used the request id in the meantime.
@@ -82,15 +82,17 @@ impl Node {
 }
 
 /// Makes the batch and begins to drive it.
-async fn make(
-    shared: Arc<Shared>,
-    batch: BatchKey,
-    txn: Txn,
-    session: SessionId,
-) -> Result<TxnOutcome, Error> {
+async fn make(shared: Arc<Shared>, batch: BatchKey, txn: Txn, term: Term) -> Result<TxnOutcome, Error> {
     let outcome = tokio::select! {
         biased;
-        outcome = commit::commit(&*shared.store, &txn) => outcome?,
+        outcome = commit::commit(&*shared.store, &txn) => match outcome {
+            // Refused because of that: it may be made with the next one, or by another coordinator.
+            Err(StoreError::Rejected(message)) if !term.lives() => {
+                let message = format!("the session with the store was lost while {batch} was made: {message}");
+                return Err(Error::Store(StoreError::Unknown(message)));
+            }
+            outcome => outcome?,
+        },
         () = shared.cut.cancelled() => {
             let message = format!("the coordinator left before the store answered whether {batch} is made");
             return Err(Error::Store(StoreError::Unknown(message)));
@@ -100,7 +102,7 @@ async fn make(
         tracing::info!(batch.id = %batch, "batch created");
         tokio::select! {
             biased;
-            driven = ownership::drive_created(&shared, &batch, epoch, session) => driven?,
+            driven = ownership::drive_created(&shared, &batch, epoch, term.session()) => driven?,
             () = shared.cut.cancelled() => {}
         }
     }

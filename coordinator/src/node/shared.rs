@@ -4,9 +4,10 @@ use super::{Host, Registry, Term, members::Members, ownership};
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::driver::Handle;
+use crate::error::Error;
 use crate::manifest::Objects;
 use crate::store::keys::BatchKey;
-use crate::store::{SessionId, Store};
+use crate::store::{SessionId, Store, StoreError};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -91,6 +92,19 @@ impl Shared {
     pub fn handle(&self, batch: &BatchKey) -> Option<Handle> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         registry.get(batch).filter(|handle| !handle.ended()).cloned()
+    }
+
+    /// The term of now, for what is to be owned in it. An error that passes when there is none.
+    pub(super) fn living(&self) -> Result<Term, Error> {
+        let term = self.term.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match term.filter(Term::lives) {
+            Some(term) => Ok(term),
+            None if self.stop.is_cancelled() => Err(Error::ShuttingDown),
+            None => {
+                let message = "the session with the store was lost, and another didn't begin yet".to_owned();
+                Err(Error::Store(StoreError::Unavailable(message)))
+            }
+        }
     }
 
     /// All batches that are owned here.

@@ -231,7 +231,8 @@ pub trait Store: Send + Sync + 'static {
     /// Reads the keys with a prefix, linearizably, in one revision.
     async fn range(&self, prefix: &str, options: RangeOptions) -> Result<Page, StoreError>;
 
-    /// Carries out a transaction, durably. One that is [`StoreError::Unknown`] is settled by
+    /// Carries out a transaction, durably. With a session that is gone it is [`StoreError::Rejected`], and
+    /// [`Session::lost`] is true then. One that is [`StoreError::Unknown`] is settled by
     /// [`commit::commit`], which everybody but it should call.
     async fn txn(&self, txn: &Txn) -> Result<TxnOutcome, StoreError>;
 

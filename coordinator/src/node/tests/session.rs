@@ -70,3 +70,31 @@ async fn a_store_that_stutters_as_changes_are_read_again_costs_no_batch_its_owne
     assert_eq!(world.node.shared.handle(&batch).expect("driven").epoch(), epoch);
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_batch_whose_creator_loses_its_session_can_be_created_again() {
+    let dir = folder();
+    let world = World::start(dir.path()).await;
+    let stopped = world.store.stop("txn specs/");
+    let node = world.node.clone();
+    let call = tokio::spawn(async move { node.create("default", spec(), "r1").await });
+    let go = stopped.reached().await;
+    world.lose_session().await;
+    drop(go);
+    let passing = |error: Error| matches!(error, Error::Store(error) if error.retryable());
+    assert!(passing(call.await.expect("not aborted").expect_err("the store refuses that session")));
+    let created = async {
+        loop {
+            match world.node.create("default", spec(), "r1").await {
+                Ok(view) => return view.key,
+                Err(error) => assert!(passing(error)),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let batch = timeout(LONG, created).await.expect("with the next session");
+    world.append(&batch, 1, 3).await;
+    world.store.oversleep();
+    assert!(passing(world.node.create("default", spec(), "").await.expect_err("its session may be over")));
+    world.end().await;
+}

@@ -347,7 +347,17 @@ impl Store for Etcd {
             .collect();
         let request = etcd_client::Txn::new().when(compares).and_then(ops);
         let mut kv = self.kv.clone();
-        let answer = limited(self.call_timeout, kv.txn(request)).await.map_err(Failure::of_change)?;
+        let answer = limited(self.call_timeout, kv.txn(request)).await.map_err(|failure| {
+            if matches!(failure, Failure::NoLease(_)) {
+                // Known here before the next keep-alive finds out.
+                for op in &txn.ops {
+                    if let Op::Put { session: Some(session), .. } = op {
+                        self.sessions.close(*session);
+                    }
+                }
+            }
+            failure.of_change()
+        })?;
         self.transactions.fetch_add(1, Ordering::Relaxed);
         if answer.succeeded() {
             Ok(TxnOutcome::Applied(revision(answer.header())))
