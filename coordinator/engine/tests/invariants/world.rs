@@ -270,8 +270,6 @@ impl World {
             let attached = std::mem::replace(&mut worker.attached, false);
             if attached && !silent {
                 self.attach(index);
-            } else {
-                self.forgotten(index);
             }
         }
     }

@@ -144,26 +144,6 @@ impl World {
         }
     }
 
-    /// A new owner doesn't know which workers were told to stop. What such a worker leaves it removes
-    /// itself, which isn't modelled here: it has stopped already.
-    pub(super) fn forgotten(&mut self, index: usize) {
-        let records = &self.desk.store.records;
-        let known = |token: &Token| {
-            let leases = records.ranges.values().flat_map(|range| range.lease.iter().chain(&range.backup));
-            records.state.late_sweep || leases.into_iter().any(|lease| lease.token == *token)
-        };
-        let worker = &mut self.workers[index];
-        for (token, runs) in worker.frozen.extract_if(.., |(token, _)| !known(token)) {
-            self.library.stage(token, &runs);
-        }
-        let stopped = |token: &Token, held: &mut Held| {
-            held.grant.phase == Phase::Stage && held.report.is_none() && !known(token)
-        };
-        for (token, held) in worker.leases.extract_if(.., stopped) {
-            self.library.stage(token, &a_part(&held.grant));
-        }
-    }
-
     pub(super) fn start(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         if worker.alive {
@@ -228,9 +208,12 @@ impl World {
 
     pub(super) fn drop_lease(&mut self, key: &WorkerKey, token: Token) {
         let Some(index) = self.attached(key) else { return };
+        // Of an attempt that is lost a living worker leaves nothing. Before the end that isn't asked of it.
+        let removed = self.desk.store.records.state.state.is_final();
         if let Some(held) = self.workers[index].leases.remove(&token)
             && held.grant.phase == Phase::Stage
             && held.report.is_none()
+            && !removed
         {
             self.library.stage(token, &a_part(&held.grant));
         }
