@@ -37,8 +37,6 @@ pub struct Batch<'a> {
     pub calls: &'a Calls,
     /// Where it is counted.
     pub journal: &'a Journal,
-    /// No fault is left.
-    pub healed: &'a CancellationToken,
     /// When all must be over.
     pub overdue: &'a CancellationToken,
 }
@@ -63,7 +61,7 @@ impl Batch<'_> {
         let over = CancellationToken::new();
         let (cancelled, ended) = {
             let (calls, journal) = (self.calls, self.journal);
-            let cancel = cancel_later(calls, journal, &name, self.plan.cancel, (self.healed, over.clone()));
+            let cancel = cancel_later(calls, journal, &name, self.plan.cancel, over.clone());
             let go = async {
                 let ended = self.go_to_its_end(&name).await;
                 over.cancel();
@@ -235,10 +233,7 @@ impl Batch<'_> {
             } else {
                 self.get(name).await?
             };
-            if self.contradicts(&before, &batch)? {
-                sleep(POLL).await;
-                continue;
-            }
+            Self::contradicts(&before, &batch)?;
             if wished(&batch) || is_final(&batch) {
                 return Ok(batch);
             }
@@ -250,23 +245,13 @@ impl Batch<'_> {
         }
     }
 
-    /// Whether this answer is older than the one before: by a coordinator that is cut off, and doesn't know
-    /// yet that it owns nothing any more.
-    fn contradicts(&self, before: &v1::Batch, now: &v1::Batch) -> Result<bool, Broken> {
-        let decided = before.decision.is_some();
-        if decided && now.decision.is_some() && now.decision != before.decision {
-            return Err(format!("I3: the decision changed from {} to {}", brief(before), brief(now)));
+    /// What one coordinator has answered, no other may take back.
+    fn contradicts(before: &v1::Batch, now: &v1::Batch) -> Result<(), Broken> {
+        let decided = before.decision.is_some() && now.decision != before.decision;
+        if decided || is_final(before) && now.state() != before.state() {
+            return Err(format!("I3: an answer was {}, and a later one {}", brief(before), brief(now)));
         }
-        let older = decided && now.decision.is_none() || is_final(before) && now.state() != before.state();
-        if older {
-            let text = format!("an old answer: {}, and then {}", brief(before), brief(now));
-            if self.healed.is_cancelled() {
-                return Err(format!("I3: though nobody is cut off: {text}"));
-            }
-            self.journal.note(&text);
-            self.journal.counts().stale += 1;
-        }
-        Ok(older)
+        Ok(())
     }
 
     async fn check(&mut self, name: &str, ended: &v1::Batch, told: &Told) -> Result<v1::Batch, Broken> {
@@ -276,10 +261,7 @@ impl Batch<'_> {
         self.check_failures(name, ended.state()).await?;
         let swept = loop {
             let batch = self.get(name).await?;
-            if self.contradicts(ended, &batch)? {
-                sleep(POLL).await;
-                continue;
-            }
+            Self::contradicts(ended, &batch)?;
             if batch.swept {
                 break batch;
             }
@@ -389,7 +371,7 @@ async fn cancel_later(
     journal: &Journal,
     name: &str,
     after: Option<Duration>,
-    (healed, over): (&CancellationToken, CancellationToken),
+    over: CancellationToken,
 ) -> Result<Told, Broken> {
     let mut told = Told::default();
     let Some(after) = after else { return Ok(told) };
@@ -401,13 +383,8 @@ async fn cancel_later(
     journal.counts().cancels += 1;
     match calls.ask("CancelBatch", async |client| client.cancel(name, ACTOR, "planned").await).await {
         Ok(batch) => {
-            match batch.decision.as_ref().map(v1::Decision::outcome) {
-                Some(Outcome::Rollback) => {}
-                None if !healed.is_cancelled() => {
-                    journal.note(format!("{name}: a cancel was answered with {}", brief(&batch)));
-                    journal.counts().stale += 1;
-                }
-                _ => return Err(format!("a cancel was answered with {}", brief(&batch))),
+            if batch.decision.as_ref().map(v1::Decision::outcome) != Some(Outcome::Rollback) {
+                return Err(format!("a cancel was answered with {}", brief(&batch)));
             }
             told.cancelled = true;
         }

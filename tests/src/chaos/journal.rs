@@ -51,8 +51,6 @@ pub struct Counts {
     pub histories: u64,
     /// Processes that ended before they served, and were started again.
     pub false_starts: u64,
-    /// Answers of coordinators that were cut off, older than another's before.
-    pub stale: u64,
     /// The most memory that a coordinator had, in bytes.
     pub coordinator_memory: u64,
     /// The most memory that a worker had, in bytes.

@@ -35,8 +35,6 @@ pub struct Round {
     pub journal: Arc<Journal>,
     /// No new batches from now on.
     pub last: CancellationToken,
-    /// No fault is left.
-    pub healed: CancellationToken,
     /// All must be over.
     pub overdue: CancellationToken,
 }
@@ -98,7 +96,6 @@ impl Lane {
             shelf,
             calls: &round.calls,
             journal: &round.journal,
-            healed: &round.healed,
             overdue: &round.overdue,
         };
         let ended = batch.run(&request).await?;

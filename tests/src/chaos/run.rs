@@ -34,9 +34,6 @@ const ROUND_MS: std::ops::Range<u64> = 6_000..12_000;
 /// idle machine.
 const SETTLING: Duration = Duration::from_mins(2);
 
-/// How long after the faults a coordinator may believe in a session that it lost.
-const NOTICING: Duration = Duration::from_secs(3);
-
 /// What a run came to.
 #[derive(Debug)]
 pub struct Report {
@@ -126,14 +123,13 @@ struct Chaos<'a> {
 impl Chaos<'_> {
     async fn round(&mut self, number: u64, end: Instant) {
         let last = CancellationToken::new();
-        let (no_faults, overdue) = (CancellationToken::new(), CancellationToken::new());
+        let overdue = CancellationToken::new();
         let seed = self.options.seed.wrapping_add(number);
         let calls = Arc::new(Calls::new(self.system.urls(), seed, self.journal.clone(), overdue.clone()));
         let round = Round {
             calls: calls.clone(),
             journal: self.journal.clone(),
             last: last.clone(),
-            healed: no_faults.clone(),
             overdue: overdue.clone(),
         };
         self.journal.note(format!("---- round {number}"));
@@ -149,9 +145,6 @@ impl Chaos<'_> {
             });
             let healed = Instant::now();
             self.ready().await;
-            // Whoever was cut off may need its time to live to notice.
-            sleep(NOTICING).await;
-            no_faults.cancel();
             (healed, late)
         };
         let (ended, (healed, late)) = tokio::join!(batches, troubles);
