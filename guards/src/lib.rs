@@ -79,6 +79,10 @@ guards! {
     LateSweep,
     /// A worker stops a lease by itself when its time is over.
     LeaseLapses,
+    /// What is staged is durable before it is reported.
+    SyncBeforeReport,
+    /// What is committed is durable before it is reported.
+    SyncBeforeCommitted,
 }
 
 impl Guard {
@@ -98,19 +102,23 @@ impl Guard {
 }
 
 #[cfg(feature = "planted")]
-pub use planted::without;
+pub use planted::{everywhere_without, without};
 
 #[cfg(feature = "planted")]
 mod planted {
     use super::Guard;
     use std::cell::Cell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// One more than the place in [`Guard::ALL`]; 0: none.
+    static OFF_EVERYWHERE: AtomicUsize = AtomicUsize::new(0);
 
     thread_local! {
         static OFF: Cell<Option<Guard>> = const { Cell::new(None) };
     }
 
     pub(super) fn on(guard: Guard) -> bool {
-        OFF.get() != Some(guard)
+        OFF.get() != Some(guard) && OFF_EVERYWHERE.load(Ordering::SeqCst) != guard as usize + 1
     }
 
     /// Runs `work` with this guard switched off on this thread.
@@ -125,9 +133,23 @@ mod planted {
         work()
     }
 
+    /// Switches this guard off on all threads, for code that works on several; `None`: all are on again.
+    pub fn everywhere_without(guard: Option<Guard>) {
+        OFF_EVERYWHERE.store(guard.map_or(0, |guard| guard as usize + 1), Ordering::SeqCst);
+    }
+
     #[cfg(test)]
     mod tests {
         use super::*;
+
+        #[test]
+        fn a_guard_is_off_on_all_threads() {
+            everywhere_without(Some(Guard::SyncBeforeReport));
+            let elsewhere = std::thread::spawn(|| Guard::SyncBeforeReport.on()).join().expect("the thread");
+            assert!(!elsewhere && Guard::SyncBeforeCommitted.on());
+            everywhere_without(None);
+            assert!(Guard::SyncBeforeReport.on());
+        }
 
         #[test]
         fn a_guard_is_off_on_its_thread_and_while_it_works() {

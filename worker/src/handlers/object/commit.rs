@@ -12,6 +12,7 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use rustix::io::Errno;
 use std::io;
+use tranche_guards::Guard;
 
 /// Idempotent at every point: a file that isn't staged any more and is in the library was moved.
 pub(super) fn commit(lease: &CommitLease, roots: &Roots) -> Result<u64, HandlerError> {
@@ -36,7 +37,7 @@ pub(super) fn commit(lease: &CommitLease, roots: &Roots) -> Result<u64, HandlerE
             moved.push((dir, &won.runs));
         }
     }
-    if !moved.is_empty() {
+    if !moved.is_empty() && Guard::SyncBeforeCommitted.on() {
         // Staging is on the library's file system, so this makes both ends of the renames durable.
         sync.file_system()?;
     }

@@ -24,11 +24,40 @@ impl Sync {
 
     /// Everything on its file system.
     pub(super) fn file_system(&self) -> Result<(), HandlerError> {
-        rustix::fs::syncfs(&self.folder).map_err(|error| disk("syncing", &self.what)(error.into()))
+        rustix::fs::syncfs(&self.folder).map_err(|error| disk("syncing", &self.what)(error.into()))?;
+        #[cfg(test)]
+        seen::add(&self.folder);
+        Ok(())
     }
 
     /// The names in it.
     pub(super) fn names(&self) -> Result<(), HandlerError> {
         rustix::fs::fsync(&self.folder).map_err(|error| disk("syncing", &self.what)(error.into()))
+    }
+}
+
+/// Which folders were given to sync their file system by: no test can take the power away.
+#[cfg(test)]
+pub(super) mod seen {
+    use std::collections::HashMap;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::path::Path;
+    use std::sync::{Mutex, PoisonError};
+
+    /// By device and inode.
+    static SYNCS: Mutex<Option<HashMap<(u64, u64), usize>>> = Mutex::new(None);
+
+    pub(in super::super) fn add(folder: impl AsFd) {
+        let stat = rustix::fs::fstat(folder).expect("an open folder");
+        let mut syncs = SYNCS.lock().unwrap_or_else(PoisonError::into_inner);
+        *syncs.get_or_insert_default().entry((stat.st_dev, stat.st_ino)).or_default() += 1;
+    }
+
+    /// How often this folder was.
+    pub(in super::super) fn of(folder: &Path) -> usize {
+        let meta = folder.metadata().expect("a folder");
+        let syncs = SYNCS.lock().unwrap_or_else(PoisonError::into_inner);
+        syncs.as_ref().and_then(|syncs| syncs.get(&(meta.dev(), meta.ino())).copied()).unwrap_or(0)
     }
 }

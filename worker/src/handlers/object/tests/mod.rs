@@ -3,6 +3,7 @@
 mod checks;
 mod claims;
 mod disk;
+mod durable;
 mod end;
 mod lost;
 mod paths;
