@@ -13,14 +13,6 @@ use tranche_client::{Client, Error, Options};
 /// The longest pause before another coordinator is asked.
 const PAUSE_MS: u64 = 200;
 
-/// Refusals that should be answers that say 'later'.
-const KNOWN: [&str; 1] = ["requested lease not found"];
-
-fn known(error: &Error) -> bool {
-    let text = error.to_string();
-    KNOWN.iter().any(|known| text.contains(known))
-}
-
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum CallError {
@@ -82,7 +74,7 @@ impl Calls {
             let client = self.any();
             let error = match call(client).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if !error.retryable() && !known(&error) => return Err(CallError::Refused(error)),
+                Err(error) if !error.retryable() => return Err(CallError::Refused(error)),
                 Err(error) => format!("{what} at {}: {:?}: {error}", client.url(), error.code()),
             };
             self.journal.note(&error);

@@ -49,8 +49,6 @@ pub struct Counts {
     pub resumes: u64,
     /// Batches whose whole history in etcd was checked.
     pub histories: u64,
-    /// Processes that ended before they served, and were started again.
-    pub false_starts: u64,
     /// The most memory that a coordinator had, in bytes.
     pub coordinator_memory: u64,
     /// The most memory that a worker had, in bytes.

@@ -216,13 +216,17 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
 pub struct Faults {
     random: StdRng,
     kinds: Vec<(&'static str, u32)>,
+    /// The first one's kind.
+    first: Option<&'static str>,
 }
 
 impl Faults {
-    /// The plan of this round, of these kinds only.
+    /// The plan of this round, of these kinds only. The first fault's kind goes through all kinds, round by
+    /// round, so that also a short run has each.
     pub fn new(seed: u64, round: u64, wanted: impl Fn(&str) -> bool) -> Self {
-        let kinds = WEIGHTS.iter().filter(|(kind, _)| wanted(kind)).copied().collect();
-        Self { random: random(seed, "faults", round), kinds }
+        let kinds: Vec<_> = WEIGHTS.iter().filter(|(kind, _)| wanted(kind)).copied().collect();
+        let first = kinds.get(round as usize % kinds.len().max(1)).map(|(kind, _)| *kind);
+        Self { random: random(seed, "faults", round), kinds, first }
     }
 
     fn any(&mut self, of: usize) -> usize {
@@ -304,7 +308,8 @@ impl Iterator for Faults {
     fn next(&mut self) -> Option<Planned> {
         let uniform: f64 = self.random.random_range(f64::EPSILON..1.0);
         let after = Duration::from_millis((-uniform.ln() * DISTANCE_MS) as u64);
-        let kind = self.kinds.choose_weighted(&mut self.random, |(_, weight)| *weight).ok()?.0;
+        let drawn = self.kinds.choose_weighted(&mut self.random, |(_, weight)| *weight).ok()?.0;
+        let kind = self.first.take().unwrap_or(drawn);
         let moment = match self.random.random_range(0..10) {
             0..4 => Moment::Now,
             4..7 => Moment::Committing,

@@ -123,13 +123,11 @@ impl Member {
         }
     }
 
-    /// How it ended by itself, if it did; and whether it had said before that it serves.
-    async fn ended(&mut self) -> Option<(ExitStatus, bool)> {
+    /// How it ended by itself, if it did.
+    fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.process.as_mut()?.has_ended()?;
-        // What it said may be in the pipe still.
-        let served = self.ready().await.is_ok();
         self.process = None;
-        Some((status, served))
+        Some(status)
     }
 }
 
@@ -255,18 +253,14 @@ impl System {
         Ok(())
     }
 
-    /// Starts again whoever ended by itself, until told to stop. That is a violation, if it served already.
+    /// Starts again whoever ended by itself, until told to stop. That is a violation: also while etcd is away,
+    /// a coordinator waits.
     pub async fn supervise(&self, journal: &Journal, stop: CancellationToken) {
         while !stop.is_cancelled() {
             for who in Who::all() {
                 let Some(mut member) = self.try_member(who).await else { continue };
-                if let Some((status, served)) = member.ended().await {
-                    if served || !matches!(who, Who::Coordinator(_)) {
-                        journal.violation(format!("{who} ended by itself: {status}"));
-                    } else {
-                        journal.note(format!("{who} ended before it served: {status}"));
-                        journal.counts().false_starts += 1;
-                    }
+                if let Some(status) = member.ended() {
+                    journal.violation(format!("{who} ended by itself: {status}"));
                     member.start();
                 }
             }

@@ -26,7 +26,6 @@ pub fn table(seed: u64, minutes: f64, counts: &Counts, violations: usize) -> Str
         ("retries", counts.retries.to_string()),
         ("resumes", counts.resumes.to_string()),
         ("histories", counts.histories.to_string()),
-        ("false starts", counts.false_starts.to_string()),
         ("longest settling", format!("{:.1} s", counts.longest_settling.as_secs_f64())),
         ("largest coordinator", mib(counts.coordinator_memory)),
         ("largest worker", mib(counts.worker_memory)),
