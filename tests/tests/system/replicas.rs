@@ -10,7 +10,7 @@ use tranche_tests::cluster::{batch_for, batch_into, tasks};
 use tranche_tests::{Cluster, Gate, eventually, grpcurl, run, tranche};
 
 /// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Every third task fails, always; waits to be approved.
 fn held_with_failures() -> v1::Batch {
