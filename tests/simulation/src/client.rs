@@ -312,8 +312,18 @@ impl Client {
             let batch = key.clone();
             let view: Result<View, Failure> =
                 self.any(move |node, _| async move { node.get(&batch).await }).await;
-            match view.map(|view| view.state.state()) {
-                Ok(State::Committed | State::RolledBack) => return,
+            let state = view.map(|view| view.state.state());
+            match state {
+                Ok(State::Committed | State::RolledBack) => {
+                    self.read_failures(key).await;
+                    if self.plan.delete {
+                        self.delete(key).await;
+                    }
+                    return;
+                }
+                Err(Failure::Told(Error::NotFound(_))) => {
+                    return self.world.lock().violated(format!("I7 {key} isn't known"));
+                }
                 Ok(State::Held) => match self.plan.held {
                     Held::RetryCommit if !retried => {
                         retried = true;
@@ -325,6 +335,46 @@ impl Client {
                 Ok(_) | Err(_) => {}
             }
             sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// The list of failures has every task that failed, and no other.
+    async fn read_failures(&self, key: &BatchKey) {
+        loop {
+            let batch = key.clone();
+            let answer = self.any(move |node, _| async move { node.failures(&batch, 0, 10_000).await }).await;
+            match answer {
+                Ok((failures, _)) => {
+                    let listed: Vec<u64> =
+                        failures.iter().map(|failure| failure.sequence.cast_unsigned()).collect();
+                    let inner = &mut *self.world.lock();
+                    let counted = inner.check.failed(&key.to_string());
+                    if listed != counted {
+                        inner.violated(format!(
+                            "I7 {key}: failures of {listed:?} are listed, {counted:?} failed"
+                        ));
+                    }
+                    return;
+                }
+                Err(Failure::Told(error @ Error::Damaged { .. })) => {
+                    return self
+                        .world
+                        .lock()
+                        .violated(format!("I7 {key}: the failures can't be read: {error}"));
+                }
+                Err(_) => self.pause().await,
+            }
+        }
+    }
+
+    async fn delete(&self, key: &BatchKey) {
+        loop {
+            let batch = key.clone();
+            match self.any(move |node, _| async move { node.delete(&batch).await }).await {
+                Ok(()) => return self.world.lock().count(Count::Delete),
+                Err(Failure::Told(Error::NotFound(_))) => return,
+                Err(_) => sleep(Duration::from_millis(300)).await,
+            }
         }
     }
 

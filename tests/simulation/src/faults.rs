@@ -5,6 +5,7 @@ use crate::net::Way;
 use crate::plan::Setup;
 use crate::stats::Count;
 use crate::world::{At, Inner, Order};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A kind of fault.
@@ -13,7 +14,7 @@ type Fault = fn(&mut Inner, &Setup);
 /// Plans all faults of a run.
 pub(crate) fn plan(inner: &mut Inner, setup: &Setup) {
     let rates = setup.rates;
-    let kinds: [(f64, Fault); 11] = [
+    let kinds: [(f64, Fault); 15] = [
         (rates.coordinator_crash, coordinator_crash),
         (rates.coordinator_leave, coordinator_leave),
         (rates.coordinator_pause, coordinator_pause),
@@ -25,6 +26,10 @@ pub(crate) fn plan(inner: &mut Inner, setup: &Setup) {
         (rates.link_silent, link_silent),
         (rates.link_down, link_down),
         (rates.worker_alone, worker_alone),
+        (rates.session_taken, session_taken),
+        (rates.store_outage, store_outage),
+        (rates.all_crash, all_crash),
+        (rates.clock_set, clock_set),
     ];
     for (rate, fault) in kinds {
         if rate <= 0.0 {
@@ -131,6 +136,42 @@ fn store_partition(inner: &mut Inner, setup: &Setup) {
     let until = inner.now + pause;
     inner.say(|| format!("host {host} can't reach the store until {until:?}"));
     inner.cut_off.insert(host, until);
+}
+
+fn session_taken(inner: &mut Inner, _: &Setup) {
+    let sessions: Vec<i64> = inner.store.sessions.keys().copied().collect();
+    if !sessions.is_empty() {
+        let session = sessions[inner.rng.usize(0..sessions.len())];
+        inner.count(Count::SessionTaken);
+        inner.say(|| format!("the store ends session {session}"));
+        inner.end_session(session);
+    }
+}
+
+fn store_outage(inner: &mut Inner, setup: &Setup) {
+    let (pause, _) = pause(inner, setup.session_ttl);
+    inner.count(Count::StoreOutage);
+    let until = inner.now + pause;
+    inner.say(|| format!("the store is away until {until:?}"));
+    for host in inner.hosts.all(Kind::Coordinator) {
+        inner.cut_off.insert(host, until);
+    }
+}
+
+fn all_crash(inner: &mut Inner, _: &Setup) {
+    inner.count(Count::AllCrash);
+    for host in inner.hosts.all(Kind::Coordinator) {
+        let pause = inner.ms(50, 2000);
+        inner.orders.push(Order::Crash(host, pause));
+    }
+}
+
+fn clock_set(inner: &mut Inner, _: &Setup) {
+    let host = any(inner, Kind::Coordinator);
+    let skew = inner.rng.i64(-5000..=5000);
+    inner.count(Count::ClockSet);
+    inner.say(|| format!("the clock of host {host} is set to {skew} ms"));
+    inner.hosts.of(host).skew_ms.store(skew, Ordering::Relaxed);
 }
 
 fn stream_cut(inner: &mut Inner, _: &Setup) {

@@ -151,7 +151,7 @@ impl Handler for SimHandler {
                 let sent = v1::Task { key: task.key.clone(), payload: task.payload.clone() };
                 let tried = {
                     let inner = &mut *self.world.lock();
-                    if !inner.is_payload(plan, task.sequence, &sent) {
+                    if sent != crate::plan::task(plan, task.sequence) {
                         inner.violated(format!(
                             "I8 {batch}: task {} isn't what was appended: {sent:?}",
                             task.sequence

@@ -6,7 +6,7 @@
 
 use crate::world::At;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::Instant;
@@ -37,6 +37,8 @@ pub(crate) struct Seen {
     pub name: String,
     /// Which life it is in; 0: it never started.
     pub life: Life,
+    /// How much its clock on the wall is ahead, in milliseconds.
+    pub skew_ms: Arc<AtomicI64>,
     /// It runs, or stands still.
     pub up: bool,
     /// Something came for it.
@@ -55,11 +57,12 @@ pub(crate) struct Hosts(Vec<Seen>);
 
 impl Hosts {
     /// Adds a host.
-    pub(crate) fn add(&mut self, kind: Kind, name: String) -> HostId {
+    pub(crate) fn add(&mut self, kind: Kind, name: String, skew_ms: i64) -> HostId {
         self.0.push(Seen {
             kind,
             name,
             life: 0,
+            skew_ms: Arc::new(AtomicI64::new(skew_ms)),
             up: false,
             dirty: false,
             ended: false,
@@ -100,14 +103,20 @@ impl Hosts {
     }
 }
 
+/// A host's clock on the wall, in milliseconds since 1970, given the world's.
+pub(crate) fn wall(seen: &Seen, clock: &Arc<AtomicU64>) -> impl Fn() -> i64 + Send + Sync + use<> {
+    /// Some day in 2026.
+    const DAY: i64 = 1_770_000_000_000;
+    let (clock, skew) = (clock.clone(), seen.skew_ms.clone());
+    move || DAY + skew.load(Ordering::Relaxed) + clock.load(Ordering::Relaxed).cast_signed()
+}
+
 /// A host's runtime and clock.
 pub(crate) struct Host {
     /// What runs on it.
     pub kind: Kind,
     /// How fast its clock runs.
     rate: f64,
-    /// How much its clock on the wall is ahead.
-    skew_ms: i64,
     running: Option<Running>,
     /// It stands still until then.
     pub paused: Option<At>,
@@ -128,10 +137,10 @@ struct Running {
 
 impl Host {
     /// A host that starts at once.
-    pub(crate) fn new(kind: Kind, rate: f64, skew_ms: i64) -> Self {
+    pub(crate) fn new(kind: Kind, rate: f64) -> Self {
         let stop = CancellationToken::new();
         let start_at = Some(At::ZERO);
-        Self { kind, rate, skew_ms, running: None, paused: None, start_at, restart: Duration::ZERO, stop }
+        Self { kind, rate, running: None, paused: None, start_at, restart: Duration::ZERO, stop }
     }
 
     /// Starts its runtime.
@@ -155,13 +164,6 @@ impl Host {
         self.running.is_some()
     }
 
-    /// Its clock on the wall.
-    pub(crate) fn wall(&self, clock: &Arc<AtomicU64>) -> impl Fn() -> i64 + Send + Sync + use<> {
-        let (clock, skew) = (clock.clone(), self.skew_ms);
-        // 2026, in milliseconds since 1970.
-        move || 1_770_000_000_000 + skew + clock.load(Ordering::Relaxed).cast_signed()
-    }
-
     /// How long ago it was wound.
     pub(crate) fn behind(&self, now: At) -> Duration {
         self.running.as_ref().map_or(Duration::ZERO, |running| now.saturating_sub(running.wound))
@@ -171,7 +173,7 @@ impl Host {
     /// its clock goes on at once.
     pub(crate) fn wind(&mut self, now: At, jump: bool) {
         let Some(running) = &mut self.running else { return };
-        let target = running.base + (now - running.booted).mul_f64(self.rate);
+        let target = running.base + now.saturating_sub(running.booted).mul_f64(self.rate);
         running.wound = now;
         running.runtime.block_on(async {
             if jump {

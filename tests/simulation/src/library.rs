@@ -8,7 +8,6 @@ use crate::plan::Plan;
 use crate::stats::Count;
 use crate::world::Inner;
 use std::collections::BTreeMap;
-use tranche_proto::v1;
 use tranche_worker::{Attempt, Token};
 
 /// A staged item.
@@ -185,10 +184,5 @@ impl Inner {
             place.staged.retain(|_, items| !items.is_empty());
         }
         self.stats.add(Count::UnsyncedLost, lost);
-    }
-
-    /// A task's payload as the client sent it.
-    pub(crate) fn is_payload(&self, plan: usize, sequence: u64, task: &v1::Task) -> bool {
-        *task == crate::plan::task(plan, sequence)
     }
 }

@@ -334,11 +334,15 @@ impl Inner {
                 let reset = || Status::unavailable("connection reset");
                 let host = match way {
                     Way::Up => {
-                        stream.up.take().map(|up| up.send(Err(reset())));
+                        if let Some(up) = stream.up.take() {
+                            let _ = up.send(Err(reset()));
+                        }
                         stream.coordinator.0
                     }
                     Way::Down => {
-                        stream.down.take().map(|down| down.send(Err(reset())));
+                        if let Some(down) = stream.down.take() {
+                            let _ = down.send(Err(reset()));
+                        }
                         stream.worker.0
                     }
                 };

@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub held: Held,
     /// It is left open for so long before it is sealed.
     pub seal_after: Duration,
+    /// It is deleted once it ended.
+    pub delete: bool,
 }
 
 /// What becomes of a batch that is held.
@@ -81,6 +83,14 @@ pub(crate) struct Rates {
     pub link_down: f64,
     /// All links of a worker are down.
     pub worker_alone: f64,
+    /// The store ends a session.
+    pub session_taken: f64,
+    /// The store is away.
+    pub store_outage: f64,
+    /// All coordinators crash.
+    pub all_crash: f64,
+    /// A clock is set.
+    pub clock_set: f64,
 }
 
 /// What a run leaves alone, so that more can be asked of the rest.
@@ -161,6 +171,10 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         link_silent: rate(0.3, 1.0),
         link_down: rate(0.3, 1.0),
         worker_alone: rate(0.3, 0.5),
+        session_taken: rate(0.2, 0.3),
+        store_outage: rate(0.15, 0.3),
+        all_crash: rate(0.1, 0.2),
+        clock_set: rate(0.2, 0.5),
     };
     let mut knobs = Knobs {
         unavailable: rate(0.3, 0.1),
@@ -193,12 +207,15 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
             (knobs.handler_error, knobs.refuse, knobs.late, knobs.stuck) = (0.0, 0.0, 0.0, 0.0);
             // Longer than it takes to have another owner, come what may.
             lease_ttl = Duration::from_secs(30);
-            backup_after = Duration::from_secs(60);
-            batches.iter_mut().for_each(|batch| batch.poison.clear());
+            backup_after = Duration::from_mins(1);
+            for batch in &mut batches {
+                batch.poison.clear();
+            }
         }
         Leaves::Coordinators => {
             (rates.coordinator_crash, rates.coordinator_leave, rates.coordinator_pause) = (0.0, 0.0, 0.0);
-            rates.store_partition = 0.0;
+            (rates.store_partition, rates.session_taken, rates.store_outage, rates.all_crash) =
+                (0.0, 0.0, 0.0, 0.0);
             (knobs.unavailable, knobs.answer_lost, knobs.watch_lag, knobs.watch_missed) =
                 (0.0, 0.0, 0.0, 0.0);
             (knobs.objects_slow, knobs.objects_away) = (0.0, 0.0);
@@ -260,5 +277,6 @@ fn batch(rng: &mut fastrand::Rng, number: usize, faults_for: Duration) -> Plan {
         retry: some(rng, 4).then(|| sometime(rng)),
         held: [Held::Commit, Held::RetryCommit, Held::Cancel][rng.usize(0..3)],
         seal_after: Duration::from_millis(rng.u64(0..=500)),
+        delete: some(rng, 3),
     }
 }

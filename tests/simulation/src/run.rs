@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::faults;
 use crate::handler::{self, SimHandler};
-use crate::host::{Host, HostId, Kind, Life};
+use crate::host::{Host, HostId, Kind, Life, wall};
 use crate::objects::SimObjects;
 use crate::plan::{self, Setup};
 use crate::stats::{Count, Stats};
@@ -88,8 +88,8 @@ impl Conductor {
                 .chain((0..setup.workers.len()).map(|n| (Kind::Worker, format!("w{n}"))))
                 .chain([(Kind::Clients, "clients".to_owned())]);
             for ((kind, name), (skew, rate)) in names.zip(setup.clocks.clone()) {
-                inner.hosts.add(kind, name);
-                hosts.push(Host::new(kind, rate, skew));
+                inner.hosts.add(kind, name, skew);
+                hosts.push(Host::new(kind, rate));
                 inner.stats.add(Count::ClockSkew, u64::from(skew != 0));
             }
             let slow =
@@ -277,7 +277,7 @@ impl Conductor {
             // Later ids are greater, whoever made them.
             format!("{:08}-{id}-{life}-{number}", clock.load(Ordering::Relaxed))
         };
-        let machine = Machine::new(self.hosts[id].wall(&self.clock), new_id);
+        let machine = Machine::new(wall(world.lock().hosts.of(id), &self.clock), new_id);
         let (stop, objects) = (self.hosts[id].stop.clone(), self.objects.clone());
         coordinator(world, id, life, config, machine, objects, stop)
     }

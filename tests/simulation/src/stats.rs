@@ -64,6 +64,14 @@ counted! {
     WatchLag = "watches late",
     /// A watch missed events.
     WatchMissed = "watches that missed events",
+    /// The store ended a session although it was kept alive.
+    SessionTaken = "sessions ended by the store",
+    /// No coordinator could reach the store for a while.
+    StoreOutage = "store outages",
+    /// All coordinators were lost at once.
+    AllCrash = "crashes of all coordinators",
+    /// A clock on the wall was set.
+    ClockSet = "clocks set",
     /// A session ended before its holder knew.
     SessionExpired = "sessions expired",
     /// A stream was cut, with what was in flight.
@@ -116,6 +124,8 @@ counted! {
     Rollback = "rollbacks",
     /// Failed tasks were retried.
     Retry = "retries of failed tasks",
+    /// A batch's records were deleted.
+    Delete = "deleted batches",
     /// A batch was swept once more.
     LateSweep = "late sweeps",
     /// Residue was found by a sweep.

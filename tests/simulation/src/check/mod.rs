@@ -67,6 +67,8 @@ pub(crate) struct Mirror {
     pub leased: BTreeMap<TokenKey, (u64, u64)>,
     /// Tokens whose reports count.
     pub counted: BTreeSet<TokenKey>,
+    /// Its records were deleted; what is here is what they were.
+    pub deleted: bool,
     /// It ended at this time.
     pub ended: Option<At>,
 }
@@ -96,9 +98,33 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
+    /// The tasks of a batch that failed.
+    pub(crate) fn failed(&self, batch: &str) -> Vec<u64> {
+        let ranges = self.batches.get(batch).into_iter().flat_map(|mirror| mirror.ranges.values());
+        ranges.flat_map(ranges::failed).collect()
+    }
+
     /// An invariant doesn't hold. The first counts: the others follow from it.
     pub(crate) fn violated(&mut self, at: At, text: String) {
         self.violation.get_or_insert((at, text));
+    }
+}
+
+/// Whether a record changed, and what it was before.
+struct Was<T> {
+    changed: bool,
+    before: Option<T>,
+}
+
+impl<T> Default for Was<T> {
+    fn default() -> Self {
+        Self { changed: false, before: None }
+    }
+}
+
+impl<T> Was<T> {
+    fn changed(before: Option<T>) -> Self {
+        Self { changed: true, before }
     }
 }
 
@@ -107,10 +133,10 @@ impl Checker {
 struct Touched {
     created: bool,
     owners: bool,
-    state: Option<Option<v1::StateRecord>>,
-    decision: Option<Option<v1::DecisionRecord>>,
-    cutoff: Option<Option<v1::CutoffRecord>>,
-    lock_before: Option<Option<(v1::LockRecord, Revision)>>,
+    state: Was<v1::StateRecord>,
+    decision: Was<v1::DecisionRecord>,
+    cutoff: Was<v1::CutoffRecord>,
+    lock: Was<(v1::LockRecord, Revision)>,
     ranges: Change,
 }
 
@@ -137,43 +163,41 @@ impl Inner {
         let mut wrong: Vec<String> = Vec::new();
         let Some(mirror) = self.check.batches.get_mut(batch) else { return };
         if touched.owners && !touched.created {
-            let holder = match &touched.lock_before {
-                Some(before) => before.as_ref(),
-                None => mirror.lock.as_ref(),
-            };
+            let holder = if touched.lock.changed { &touched.lock.before } else { &mirror.lock };
+            let holder = holder.as_ref();
             match (by, holder.and_then(|(lock, _)| place_of(&lock.coordinator))) {
                 (Writer::Coordinator(host, life), Some(holder)) if holder == (*host, *life) => {}
                 (by, holder) => wrong.push(format!("I6 written by {by} while the lock is of {holder:?}")),
             }
         }
-        if let Some(before) = &touched.state {
-            wrong.extend(records::state_moved(before.as_ref(), mirror));
+        if touched.state.changed {
+            wrong.extend(records::state_moved(touched.state.before.as_ref(), mirror));
         }
-        if let Some(before) = &touched.decision {
-            wrong.extend(records::decided(before.as_ref(), mirror, touched.cutoff.is_some()));
+        if touched.decision.changed {
+            wrong.extend(records::decided(touched.decision.before.as_ref(), mirror, touched.cutoff.changed));
         }
-        if let Some(Some(before)) = &touched.cutoff {
+        if let Some(before) = &touched.cutoff.before {
             wrong.extend(records::cutoff_moved(before, mirror));
         }
         // What a write brings that decides as well was there before the decision.
-        let decided_before = match &touched.decision {
-            Some(before) => before.is_some(),
-            None => mirror.decision.is_some(),
+        let decided_before = if touched.decision.changed {
+            touched.decision.before.is_some()
+        } else {
+            mirror.decision.is_some()
         };
-        let epoch = mirror.lock.as_ref().map(|(_, epoch)| *epoch);
-        let epoch = touched.lock_before.as_ref().map_or(epoch, |before| before.as_ref().map(|(_, e)| *e));
+        let lock = if touched.lock.changed { &touched.lock.before } else { &mirror.lock };
+        let epoch = lock.as_ref().map(|(_, epoch)| *epoch);
         let (texts, counts) = touched.ranges.check(mirror, decided_before, epoch);
         wrong.extend(texts);
         if touched.owners {
             wrong.extend(records::sums(mirror));
         }
-        let was = touched.state.as_ref().and_then(|before| before.as_ref().map(v1::StateRecord::state));
+        let was = touched.state.before.as_ref().map(v1::StateRecord::state);
         let now = self.now;
         let state = mirror.at();
-        let late_again = touched.state.as_ref().is_some_and(|before| {
-            !mirror.late_sweep() && before.as_ref().is_some_and(|before| before.late_sweep)
-        });
-        let decided = touched.decision.as_ref().is_some_and(Option::is_none);
+        let late_again =
+            !mirror.late_sweep() && touched.state.before.as_ref().is_some_and(|before| before.late_sweep);
+        let decided = touched.decision.changed && touched.decision.before.is_none();
         let ends = matches!(state, State::Committed | State::RolledBack) && was != Some(state);
         if ends {
             mirror.ended = Some(now);

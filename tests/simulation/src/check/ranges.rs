@@ -25,7 +25,7 @@ pub(super) fn won(range: &v1::RangeRecord) -> impl Iterator<Item = (u64, TokenKe
     })
 }
 
-fn failed(range: &v1::RangeRecord) -> impl Iterator<Item = u64> {
+pub(super) fn failed(range: &v1::RangeRecord) -> impl Iterator<Item = u64> {
     decode_runs(&range.failed_runs).into_iter().flat_map(|(a, b)| a..=b)
 }
 
@@ -128,6 +128,9 @@ impl Change {
             }
             mirror.counted.insert(*token);
         }
+        // One whose tasks all failed is there without tasks, even when they are retried by the same write.
+        let winners = self.after.iter().flat_map(|range| &range.winners);
+        mirror.counted.extend(winners.map(|winner| token_key(winner.token.as_ref())));
         let accounted = |ranges: &[v1::RangeRecord]| -> BTreeSet<u64> {
             ranges.iter().flat_map(|r| failed(r).chain(won(r).map(|(s, _)| s)).collect::<Vec<_>>()).collect()
         };
@@ -192,7 +195,9 @@ fn whole(range: &v1::RangeRecord) -> Vec<String> {
             wrong.push(format!("I1 task {sequence} is outside of {at}"));
         }
     }
-    let (staged, failed) = (won(range).count() as i64, failed(range).count() as i64);
+    let count = |count: usize| count as u64;
+    let (staged, failed) =
+        (count(won(range).count()).cast_signed(), count(failed(range).count()).cast_signed());
     if (staged, failed) != (range.staged, range.failed) {
         wrong
             .push(format!("I5 {at} counts {} and {}, has {staged} and {failed}", range.staged, range.failed));

@@ -1,6 +1,6 @@
 //! The mirror of the records, and the rules of those that a batch has once.
 
-use super::{Mirror, Touched, name_of, ranges};
+use super::{Mirror, Touched, Was, name_of, ranges};
 use crate::stats::Count;
 use crate::world::Inner;
 use bytes::Bytes;
@@ -40,6 +40,13 @@ impl Inner {
             return Ok(());
         }
         let mirror = self.check.batches.entry(batch.clone()).or_default();
+        if deleted && kind != "locks" && mirror.state.as_ref().is_some_and(|state| state.swept) {
+            // It ended, and somebody deletes it, or its owner folds it: the mirror keeps what it was.
+            mirror.deleted |= kind == "states";
+            self.trace.hash(now, key, &normal);
+            self.say(|| format!("r{revision} delete {key}"));
+            return Ok(());
+        }
         let touched = touched.entry(batch).or_default();
         let mut text = String::new();
         // Only where it is read: this is called for every record that is ever written.
@@ -56,7 +63,7 @@ impl Inner {
             "states" => {
                 let record = decoded::<v1::StateRecord>(value)?;
                 said(&record);
-                touched.state = Some(std::mem::replace(&mut mirror.state, record));
+                touched.state = Was::changed(std::mem::replace(&mut mirror.state, record));
                 touched.owners = true;
             }
             "decisions" => {
@@ -66,12 +73,12 @@ impl Inner {
                     record.nonce.clear();
                     normal = record.encode_to_vec();
                 }
-                touched.decision = Some(std::mem::replace(&mut mirror.decision, record));
+                touched.decision = Was::changed(std::mem::replace(&mut mirror.decision, record));
             }
             "cutoffs" => {
                 let record = decoded::<v1::CutoffRecord>(value)?;
                 said(&record);
-                touched.cutoff = Some(mirror.cutoff);
+                touched.cutoff = Was::changed(mirror.cutoff);
                 // The record goes at the end; the mirror keeps what it was.
                 if record.is_some() {
                     mirror.cutoff = record;
@@ -90,7 +97,7 @@ impl Inner {
                 if !deleted && mirror.epochs.insert(revision) && mirror.epochs.len() > 1 {
                     self.stats.add(Count::TakeOver, 1);
                 }
-                touched.lock_before = Some(before);
+                touched.lock = Was::changed(before);
             }
             "segments" => {
                 if let Some(mut record) = decoded::<v1::SegmentRecord>(value)? {

@@ -20,7 +20,7 @@ pub(super) async fn keep_alive<F>(
 ) where
     F: Future<Output = Option<bool>>,
 {
-    let usable = ttl - ttl / MARGIN;
+    let usable = ttl / MARGIN * (MARGIN - 1);
     let mut until = sent + usable;
     let mut next = sent + ttl / BEATS;
     loop {
