@@ -70,6 +70,9 @@ impl Batch {
         let lease = self.leases.get_key_value(&token).filter(|(_, lease)| lease.worker == worker);
         let lease = if Guard::TokenCheck.on() { lease } else { lease.or_else(|| self.lease_beside(token)) };
         let Some((token, leased)) = lease.map(|(token, lease)| (*token, lease.phase)) else {
+            if self.of_a_later_owner(token) {
+                return;
+            }
             self.has_stopped(token);
             let result = self.settled_before(token, phase);
             // In `after`: it may be the repeat of a report that is in this very write.
@@ -94,6 +97,12 @@ impl Batch {
     fn lease_beside(&self, lost: Token) -> Option<(&Token, &LiveLease)> {
         let range = self.records.ranges.values().find(|range| range.losers.contains(&lost))?;
         self.leases.get_key_value(&range.lease.as_ref()?.token)
+    }
+
+    /// A lease of whoever took the batch over from this owner, which doesn't know it yet. It may count there:
+    /// nothing is said of it here.
+    pub(super) fn of_a_later_owner(&self, token: Token) -> bool {
+        token.epoch > self.epoch
     }
 
     /// What to say of a report whose lease isn't out: it may be the repeat of one that counted.

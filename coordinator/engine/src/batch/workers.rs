@@ -194,7 +194,7 @@ impl Batch {
             self.after.push(Command::Freed { worker: worker.clone(), token });
         }
         for &token in held {
-            if self.leases.contains_key(&token) {
+            if self.leases.contains_key(&token) || self.of_a_later_owner(token) {
                 continue;
             }
             // It was lost meanwhile. A report of it that is still to come is answered all the same.

@@ -3,7 +3,7 @@
 use crate::support::desk::Desk;
 use crate::support::{ack, acks, done, grants, spec, the_grant, worker};
 use std::time::Duration;
-use tranche_engine::{Command, Event, Outcome, Phase, ReportResult, State};
+use tranche_engine::{Command, Epoch, Event, Outcome, Phase, ReportResult, State, Token};
 
 #[test]
 fn a_worker_that_keeps_its_leases_after_a_take_over_may_report_them() {
@@ -303,4 +303,23 @@ fn a_lost_lease_that_a_worker_names_is_waited_for_before_its_range_is_rolled_bac
     desk.push(Event::PhaseAck { worker: a });
     desk.settle();
     assert_eq!(desk.lease(&b).phase, Phase::Rollback);
+}
+
+#[test]
+fn an_owner_that_was_followed_says_nothing_of_its_followers_leases() {
+    let mut desk = Desk::of(20);
+    let a = worker("a");
+    let grant = desk.lease(&a);
+    let later = Token { epoch: Epoch(grant.token.epoch.0 + 1), counter: 1 };
+    let mut report = done(&grant);
+    report.token = later;
+    desk.report(report);
+    assert_eq!(desk.settle(), [], "it may count there");
+    desk.attach(&a, &[grant.token, later]);
+    assert_eq!(desk.settle(), []);
+    // One of its own that isn't out is another matter.
+    let mut report = done(&grant);
+    report.token = Token { counter: 77, ..grant.token };
+    desk.report(report);
+    assert_eq!(acks(&desk.settle()), [ReportResult::Stale]);
 }
