@@ -240,15 +240,19 @@ impl Batch<'_> {
             if self.overdue.is_cancelled() {
                 return Err(format!("I9: it doesn't go on: {}", brief(&batch)));
             }
-            before = batch;
+            if batch.decision.is_some() || before.decision.is_none() {
+                before = batch;
+            }
             sleep(POLL).await;
         }
     }
 
-    /// What one coordinator has answered, no other may take back.
+    /// A decision never changes, and an end is never taken back, whoever answers. (What is read from etcd may
+    /// show a decision a little before its owner knows of it.)
     fn contradicts(before: &v1::Batch, now: &v1::Batch) -> Result<(), Broken> {
-        let decided = before.decision.is_some() && now.decision != before.decision;
-        if decided || is_final(before) && now.state() != before.state() {
+        let both = before.decision.is_some() && now.decision.is_some();
+        let changed = both && now.decision != before.decision;
+        if changed || is_final(before) && (now.state() != before.state() || now.decision.is_none()) {
             return Err(format!("I3: an answer was {}, and a later one {}", brief(before), brief(now)));
         }
         Ok(())
