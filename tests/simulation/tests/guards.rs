@@ -6,11 +6,14 @@ use tranche_sim::run_seeds;
 /// Seeds within which each guard is missed. The rarest needs about 700.
 const WITHIN: u64 = 4000;
 
+/// Guards of real files, which there are none of here: `worker/src/handlers/object/tests/durable.rs` misses them.
+const FILES: [Guard; 2] = [Guard::SyncBeforeReport, Guard::SyncBeforeCommitted];
+
 #[test]
 fn every_guard_that_is_switched_off_is_caught() {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let mut missed = Vec::new();
-    for guard in Guard::ALL {
+    for guard in Guard::ALL.iter().filter(|guard| !FILES.contains(guard)) {
         let report = run_seeds(0..WITHIN, jobs, Some(*guard), 1);
         match report.failures.values().next() {
             Some(failure) => println!("{:>20} after {:>4} seeds: {failure}", guard.name(), report.seeds),
