@@ -8,7 +8,7 @@ use futures::stream::{FuturesOrdered, StreamExt as _};
 use prost::Message as _;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tranche_engine::{Answer, Run, Segment};
+use tranche_engine::{Answer, Epoch, Run, Segment};
 use tranche_proto::v1;
 
 /// Pushes of one stream that wait to be written. The bytes are bounded by `max_append_inflight_bytes`; this
@@ -36,6 +36,8 @@ pub struct Appender {
     next: u64,
     pushes: mpsc::Sender<Push>,
     durable: watch::Receiver<Result<u64, Error>>,
+    /// The epoch of the owner that takes the tasks; none in a batch that ended.
+    epoch: Option<Epoch>,
     /// Why no further task is taken, in a batch that ended.
     ended: Option<Error>,
 }
@@ -54,12 +56,14 @@ impl Node {
                     next: total + 1,
                     pushes,
                     durable: watch::channel(Ok(total)).1,
+                    epoch: None,
                     ended: Some(ended),
                 });
             }
             handle => handle?,
         };
         let total = handle.view().borrow().state.total.cast_unsigned();
+        let epoch = Some(handle.epoch());
         let (durable, seen) = watch::channel(Ok(total));
         let writer =
             Writer { shared: self.shared.clone(), batch: batch.clone(), handle, next: total + 1, durable };
@@ -70,6 +74,7 @@ impl Node {
             next: total + 1,
             pushes,
             durable: seen,
+            epoch,
             ended: None,
         })
     }
@@ -87,6 +92,9 @@ impl Appender {
     pub async fn push(&mut self, first: u64, mut tasks: Vec<v1::Task>) -> Result<(), Error> {
         if first > self.next {
             let batch = self.batch.clone();
+            if let Some(epoch) = self.epoch {
+                self.shared.still_owner(&batch, epoch).await?;
+            }
             return Err(Error::Gap { batch, expected: self.next, got: first });
         }
         let known = usize::try_from(self.next - first).unwrap_or(usize::MAX);

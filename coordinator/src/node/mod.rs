@@ -225,9 +225,11 @@ impl Node {
             }
             handle => handle?,
         };
+        let epoch = handle.epoch();
         match handle.call(batch, Op::Seal(total.map(i64::cast_unsigned))).await {
             Ok(_) => self.get(batch).await,
             Err(Error::TotalMismatch { batch, durable, .. }) => {
+                self.shared.still_owner(&batch, epoch).await?;
                 Err(Error::TotalMismatch { batch, said: total.unwrap_or_default(), durable })
             }
             Err(error) => Err(error),
@@ -236,7 +238,8 @@ impl Node {
 
     /// Leases the failed tasks once more; the second value is how many. `NotOwned` means that nothing was done.
     pub async fn retry_failed(&self, batch: &BatchKey) -> Result<(View, u64), Error> {
-        let call = self.owned(batch).await?.begin(batch, Op::RetryFailed).await?;
+        let handle = self.owned(batch).await?;
+        let call = handle.begin(batch, Op::RetryFailed).await?;
         let answer = call.answer().await.map_err(|error| match error {
             // Whether the driver came to it isn't known.
             Error::NotOwned { batch } => {
@@ -245,7 +248,12 @@ impl Node {
             error => error,
         })?;
         match answer {
-            Answer::Retried(tasks) => Ok((self.get(batch).await?, tasks)),
+            Answer::Retried(tasks) => {
+                if tasks == 0 {
+                    self.shared.still_owner(batch, handle.epoch()).await?;
+                }
+                Ok((self.get(batch).await?, tasks))
+            }
             other @ (Answer::Appended(_) | Answer::Sealed) => unreachable!("a retry was answered {other:?}"),
         }
     }

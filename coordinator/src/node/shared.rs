@@ -6,14 +6,14 @@ use crate::dispatch::Dispatch;
 use crate::driver::Handle;
 use crate::error::Error;
 use crate::manifest::Objects;
-use crate::store::keys::BatchKey;
+use crate::store::keys::{self, BatchKey};
 use crate::store::{SessionId, Store, StoreError};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tranche_engine::Now;
+use tranche_engine::{Epoch, Now};
 
 /// What all parts of a coordinator share.
 pub struct Shared {
@@ -114,6 +114,19 @@ impl Shared {
         let mut all: Vec<_> = driven.map(|(key, handle)| (key.clone(), handle.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
+    }
+
+    /// What an owner refuses from what it knows, without a write, is right only while it is the owner: one that
+    /// was replaced and doesn't know it yet knows too little.
+    ///
+    /// # Errors
+    /// [`Error::NotOwned`]: the lock isn't of this epoch any more.
+    pub(super) async fn still_owner(&self, batch: &BatchKey, epoch: Epoch) -> Result<(), Error> {
+        let lock = self.store.get(&keys::lock(batch)).await?;
+        if lock.is_some_and(|lock| lock.create_revision == epoch.0) {
+            return Ok(());
+        }
+        Err(Error::NotOwned { batch: batch.clone() })
     }
 
     pub(super) fn owned_changes(&self) -> watch::Receiver<u64> {
