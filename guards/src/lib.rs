@@ -174,4 +174,12 @@ mod tests {
         let names: BTreeSet<_> = Guard::ALL.iter().map(|guard| guard.name()).collect();
         assert_eq!(names.len(), Guard::ALL.len());
     }
+
+    #[test]
+    fn the_document_says_of_each_what_sees_that_it_is_missing() {
+        let document = include_str!("../../docs/reliability.md");
+        let missing = |guard: &&Guard| !document.contains(&format!("| `{}` |", guard.name()));
+        let missing: Vec<_> = Guard::ALL.iter().filter(missing).collect();
+        assert!(missing.is_empty(), "docs/reliability.md has no row for {missing:?}");
+    }
 }
