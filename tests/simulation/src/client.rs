@@ -6,6 +6,7 @@ use crate::plan::{Held, Plan, task};
 use crate::stats::Count;
 use crate::world::World;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -50,12 +51,14 @@ pub(crate) struct Client {
     world: World,
     me: (HostId, Life),
     plan: Plan,
+    /// A create got no answer: it may be carried out at any time.
+    doubtful: AtomicBool,
 }
 
 impl Client {
     /// A client that follows a plan.
     pub(crate) fn new(world: World, me: (HostId, Life), plan: Plan) -> Self {
-        Self { world, me, plan }
+        Self { world, me, plan, doubtful: AtomicBool::new(false) }
     }
 
     /// Sees its batch through.
@@ -129,16 +132,19 @@ impl Client {
 
     async fn create_once(&self) -> Result<View, Failure> {
         let (spec, request) = (self.spec(), format!("request-{}", self.plan.number));
-        self.any(move |node, world| async move {
-            let view = node.create("default", spec, &request).await?;
-            let there =
-                world.lock().check.batches.get(&view.key.to_string()).is_some_and(|m| m.state.is_some());
-            if !there {
-                world.lock().violated(format!("I7 {} was said to be made, and isn't there", view.key));
-            }
-            Ok(view)
-        })
-        .await
+        let answer = self
+            .any(move |node, world| async move {
+                let view = node.create("default", spec, &request).await?;
+                let there =
+                    world.lock().check.batches.get(&view.key.to_string()).is_some_and(|m| m.state.is_some());
+                if !there {
+                    world.lock().violated(format!("I7 {} was said to be made, and isn't there", view.key));
+                }
+                Ok(view)
+            })
+            .await;
+        self.doubtful.fetch_or(answer.is_err(), Ordering::Relaxed);
+        answer
     }
 
     /// Appends all tasks; false: the batch takes no more.
@@ -316,7 +322,8 @@ impl Client {
             match state {
                 Ok(State::Committed | State::RolledBack) => {
                     self.read_failures(key).await;
-                    if self.plan.delete {
+                    // Its request id is free then: a create that is still on its way would make another.
+                    if self.plan.delete && !self.doubtful.load(Ordering::Relaxed) {
                         self.delete(key).await;
                     }
                     return;

@@ -2,7 +2,7 @@
 
 use crate::host::{HostId, Kind};
 use crate::net::Way;
-use crate::plan::Setup;
+use crate::plan::{LONGEST_PAUSE, SKEW_MS, Setup};
 use crate::stats::Count;
 use crate::world::{At, Inner, Order};
 use std::sync::atomic::Ordering;
@@ -113,7 +113,7 @@ fn worker_pause(inner: &mut Inner, setup: &Setup) {
         if lost {
             inner.count(Count::PausedThenLost);
             // Long enough for what it worked on to end without it.
-            return order(inner, count, Order::PauseCrash(host, pause * 2));
+            return order(inner, count, Order::PauseCrash(host, (pause * 2).min(LONGEST_PAUSE)));
         }
         order(inner, count, Order::Pause(host, pause));
     }
@@ -168,7 +168,7 @@ fn all_crash(inner: &mut Inner, _: &Setup) {
 
 fn clock_set(inner: &mut Inner, _: &Setup) {
     let host = any(inner, Kind::Coordinator);
-    let skew = inner.rng.i64(-5000..=5000);
+    let skew = inner.rng.i64(-SKEW_MS..=SKEW_MS);
     inner.count(Count::ClockSet);
     inner.say(|| format!("the clock of host {host} is set to {skew} ms"));
     inner.hosts.of(host).skew_ms.store(skew, Ordering::Relaxed);

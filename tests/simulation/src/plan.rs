@@ -145,6 +145,12 @@ pub(crate) struct Worker {
     pub pace: Duration,
 }
 
+/// How much a clock on the wall may be ahead or behind, in milliseconds.
+pub(crate) const SKEW_MS: i64 = 2500;
+/// The longest pause of a worker. A late sweep comes later, also by clocks that differ: what a worker stages
+/// after that nobody finds, unless it removes it itself.
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
 /// A few kinds of faults a run, each at its own rate: all at once hide each other.
 pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
     let coordinators = rng.usize(2..=3);
@@ -229,7 +235,7 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
     }
     let skewed = rng.bool();
     let clocks = (0..=coordinators + workers.len())
-        .map(|_| if skewed { (rng.i64(-5000..=5000), 0.97 + 0.06 * rng.f64()) } else { (0, 1.0) })
+        .map(|_| if skewed { (rng.i64(-SKEW_MS..=SKEW_MS), 0.97 + 0.06 * rng.f64()) } else { (0, 1.0) })
         .collect();
     Setup {
         leaves,
@@ -241,7 +247,7 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
         knobs,
         lease_ttl,
         session_ttl,
-        late_sweep_after: Duration::from_millis(rng.u64(3000..=6000)),
+        late_sweep_after: Duration::from_millis(rng.u64(10_000..=14_000)),
         backup_after,
         clocks,
     }

@@ -30,6 +30,9 @@ impl Inner {
         let mut normal: Vec<u8> = value.map(|value| value.to_vec()).unwrap_or_default();
         if kind == "coordinators" || kind == "requests" {
             self.trace.hash(now, key, &normal);
+            if kind == "requests" && deleted {
+                self.check.requests.remove(key);
+            }
             if kind == "requests"
                 && let Some(record) = decoded::<v1::RequestRecord>(value)?
                 && let Some(other) = self.check.requests.insert(key.to_owned(), record.batch.clone())

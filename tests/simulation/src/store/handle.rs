@@ -34,6 +34,22 @@ enum Fate {
     Late(Duration),
 }
 
+/// What a call is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// It reads.
+    Read,
+    /// It changes something.
+    Change,
+    /// It makes a batch. That isn't carried out late: only the absence of the batch's keys is compared, and they
+    /// are absent again once the batch was deleted.
+    Create,
+}
+
+fn makes_a_batch(txn: &Txn) -> bool {
+    txn.ops.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with("specs/")))
+}
+
 /// A coordinator's handle on the store.
 pub(crate) struct SimStore {
     world: World,
@@ -74,7 +90,8 @@ impl SimStore {
         changes: bool,
         work: impl FnOnce(&mut Inner) -> T + Send + 'static,
     ) -> Result<T, Failure> {
-        call(&self.world, self.host, self.life, changes, work).await
+        let what = if changes { What::Change } else { What::Read };
+        call(&self.world, self.host, self.life, what, work).await
     }
 
     fn doubts(&self) -> MutexGuard<'_, Vec<Txn>> {
@@ -94,13 +111,13 @@ async fn call<T: Send + 'static>(
     world: &World,
     host: HostId,
     life: Life,
-    changes: bool,
+    what: What,
     work: impl FnOnce(&mut Inner) -> T + Send + 'static,
 ) -> Result<T, Failure> {
     let (reply, answer) = oneshot::channel();
     let fate = {
         let mut inner = world.lock();
-        let fate = inner.fate(host, changes);
+        let fate = inner.fate(host, what);
         let (there, back) = (inner.ms(0, 12), inner.ms(0, 12));
         let stuck = inner.cut_off.get(&host).copied().filter(|until| *until > inner.now);
         match (fate, stuck) {
@@ -108,7 +125,7 @@ async fn call<T: Send + 'static>(
             (Fate::Never, _) => inner.never.push(Box::new(reply)),
             // The bytes wait in a socket, and arrive when the network is back: or never.
             (_, Some(until)) => {
-                if inner.rng.bool() {
+                if inner.rng.bool() && what != What::Create {
                     let pause = inner.ms(0, 100);
                     inner.at(until + pause, move |inner| drop(work(inner)));
                 }
@@ -159,7 +176,7 @@ async fn call<T: Send + 'static>(
 }
 
 impl Inner {
-    fn fate(&mut self, host: HostId, changes: bool) -> Fate {
+    fn fate(&mut self, host: HostId, what: What) -> Fate {
         if self.is_cut_off(host) {
             // A third of the calls notices at once.
             return if self.rng.u8(0..3) == 0 { Fate::Unavailable } else { Fate::Done };
@@ -171,11 +188,11 @@ impl Inner {
         if !self.chance(self.knobs.answer_lost) {
             return Fate::Done;
         }
-        if !changes {
+        if what == What::Read {
             self.count(Count::ReadLost);
             return Fate::Never;
         }
-        match self.rng.u8(0..3) {
+        match self.rng.u8(0..if what == What::Create { 2 } else { 3 }) {
             0 => {
                 self.count(Count::AnswerLost);
                 Fate::Lost
@@ -217,7 +234,9 @@ impl Store for SimStore {
         }
         let sent = txn;
         let (by, txn) = (Writer::Coordinator(self.host, self.life), txn.clone());
-        match self.call(true, move |inner| inner.commit(&by, &txn)).await {
+        let what = if makes_a_batch(&txn) { What::Create } else { What::Change };
+        let done = call(&self.world, self.host, self.life, what, move |inner| inner.commit(&by, &txn)).await;
+        match done {
             Ok(outcome) => outcome,
             Err(Failure::Unavailable) => Err(StoreError::Unavailable("simulated".into())),
             Err(Failure::Lost) => {
@@ -244,7 +263,7 @@ impl Store for SimStore {
         let beat = move |limit: Duration| {
             let world = world.clone();
             async move {
-                let kept = call(&world, host, life, false, move |inner| inner.keep_session(id));
+                let kept = call(&world, host, life, What::Read, move |inner| inner.keep_session(id));
                 match timeout(limit, kept).await {
                     Ok(Ok(kept)) => Some(kept),
                     Ok(Err(_)) | Err(_) => None,
