@@ -297,6 +297,23 @@ impl Injector {
         self.journal.note(format!("over: {fault}"));
     }
 
+    /// Looks after alarms once all faults are taken back, until told to stop: a node that lagged behind
+    /// raises its alarm only when it has caught up.
+    pub async fn operate(&self, stop: CancellationToken) {
+        let mut node = 0;
+        while !stop.is_cancelled() {
+            if self.system.etcd.is_alarmed(node).await.is_ok_and(|alarmed| alarmed) {
+                let freed = self.system.etcd.free(node).await;
+                self.journal.note(format!("a late NOSPACE alarm: freed: {freed:?}"));
+            }
+            node = (node + 1) % ETCDS;
+            tokio::select! {
+                () = sleep(PAUSE) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
     async fn fill(&self, fault: &Fault, disk: &Disk, index: usize, lasts: Duration) {
         let Ok(_one) = self.disks[index].try_lock() else {
             return self.journal.note(format!("skipped: {fault}"));

@@ -135,19 +135,22 @@ impl Chaos<'_> {
         self.journal.note(format!("---- round {number}"));
         let before = self.journal.counts().clone();
         let mut lanes = std::mem::take(&mut self.lanes);
+        let over = CancellationToken::new();
         let batches = join_all(lanes.iter_mut().map(|lane| lane.run(&round)));
         let troubles = async {
-            self.faults(number, end).await;
+            let injector = self.faults(number, end).await;
             last.cancel();
+            let stop = over.clone();
+            let operator = tokio::spawn(async move { injector.operate(stop).await });
             let late = tokio::spawn(async move {
                 sleep(SETTLING).await;
                 overdue.cancel();
             });
             let healed = Instant::now();
             self.ready().await;
-            (healed, late)
+            (healed, late, operator)
         };
-        let (ended, (healed, late)) = tokio::join!(batches, troubles);
+        let (ended, (healed, late, operator)) = tokio::join!(batches, troubles);
         late.abort();
         self.lanes = lanes;
         let ended = ended.concat();
@@ -177,10 +180,12 @@ impl Chaos<'_> {
             settled.check().await;
             settled.tidy().await;
         }
+        over.cancel();
+        operator.await.expect("an operator who doesn't panic");
     }
 
-    /// Lets faults strike for a while, then heals all.
-    async fn faults(&self, round: u64, end: Instant) {
+    /// Lets faults strike for a while, then heals all. Returns who looks after etcd then.
+    async fn faults(&self, round: u64, end: Instant) -> Arc<Injector> {
         let own = self.sandbox.is_own();
         let needs_own = |kind: &str| matches!(kind, "partition" | "diskfull");
         let wanted = |kind: &str| self.options.faults.contains(kind) && (own || !needs_own(kind));
@@ -213,6 +218,7 @@ impl Chaos<'_> {
             strike.expect("a fault that doesn't panic");
         }
         self.journal.note("all faults are taken back");
+        injector
     }
 
     /// Waits until everybody serves again.

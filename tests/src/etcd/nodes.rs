@@ -141,6 +141,16 @@ impl EtcdNodes {
         false
     }
 
+    /// Whether an alarm is raised.
+    ///
+    /// # Errors
+    /// The node doesn't answer.
+    pub async fn is_alarmed(&self, node: usize) -> Result<bool, Error> {
+        let mut client = self.client(node).await?;
+        let alarms = client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await?;
+        Ok(!alarms.alarms().is_empty())
+    }
+
     /// What an operator does about NOSPACE: removes what fills it, compacts, defragments every node,
     /// disarms. Idempotent.
     ///
