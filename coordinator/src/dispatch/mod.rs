@@ -170,8 +170,9 @@ impl Dispatch {
         taken
     }
 
-    /// A request that nothing was found for goes back to the head.
-    pub fn give_back(&self, batch: &BatchKey, handler: &str, worker: &WorkerKey) {
+    /// A request that nothing was found for keeps its place at the head; without `keep` it goes to the end:
+    /// there may be something for others.
+    pub fn give_back(&self, batch: &BatchKey, handler: &str, worker: &WorkerKey, keep: bool) {
         let mut inner = self.lock();
         let Inner { queues, sessions, by_worker, .. } = &mut *inner;
         let Some(session) = by_worker.get(worker).and_then(|id| sessions.get_mut(id)) else { return };
@@ -179,21 +180,11 @@ impl Dispatch {
         let id = session.id;
         if let Some(queue) = queues.get_mut(handler) {
             queue.hungry(batch, 0);
-            queue.push_front(id);
-            queue.wake_next(sessions);
-        }
-    }
-
-    /// A request that nothing was found for, though there may be something for others, goes to the end.
-    pub fn pass_on(&self, batch: &BatchKey, handler: &str, worker: &WorkerKey) {
-        let mut inner = self.lock();
-        let Inner { queues, sessions, by_worker, .. } = &mut *inner;
-        let Some(session) = by_worker.get(worker).and_then(|id| sessions.get_mut(id)) else { return };
-        session.answered(batch);
-        let id = session.id;
-        if let Some(queue) = queues.get_mut(handler) {
-            queue.hungry(batch, 0);
-            queue.push_back(id);
+            if keep {
+                queue.push_front(id);
+            } else {
+                queue.push_back(id);
+            }
             queue.wake_next(sessions);
         }
     }

@@ -144,7 +144,7 @@ fn a_request_that_nothing_was_found_for_keeps_its_place() {
     let key = batch(&dispatch, "a", 10);
     let _frames: Vec<_> = ["w1", "w2"].map(|id| attach(&dispatch, id, 1, u64::MAX / 2)).into();
     let first = dispatch.take(&key, "noop", 1);
-    dispatch.give_back(&key, "noop", &first[0]);
+    dispatch.give_back(&key, "noop", &first[0], true);
     let order: Vec<_> = dispatch.take(&key, "noop", 2).iter().map(|w| w.id.to_string()).collect();
     assert_eq!(order, ["w1", "w2"]);
 }

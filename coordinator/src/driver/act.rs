@@ -57,11 +57,8 @@ impl Driver {
                 Command::Leave { worker, state } => {
                     dispatch.leave(&worker, &self.key, records::state_to_proto(state));
                 }
-                Command::Return { worker, keep: true } => {
-                    dispatch.give_back(&self.key, &self.handler, &worker);
-                }
-                Command::Return { worker, keep: false } => {
-                    dispatch.pass_on(&self.key, &self.handler, &worker);
+                Command::Return { worker, keep } => {
+                    dispatch.give_back(&self.key, &self.handler, &worker, keep);
                 }
                 Command::Answer { op, answer } => {
                     if let Some(reply) = self.ops.remove(&op) {
