@@ -36,6 +36,16 @@ impl Options {
         )
     }
 
+    /// The command that runs the same plan again.
+    pub fn replay(&self) -> String {
+        let mut line = format!("tests/chaos --seed {} --minutes {}", self.seed, self.minutes);
+        if self.faults.len() < plan::kinds().count() {
+            line += " --faults ";
+            line += &self.faults.iter().cloned().collect::<Vec<_>>().join(",");
+        }
+        line
+    }
+
     /// Reads the flags.
     ///
     /// # Errors
@@ -89,6 +99,7 @@ mod tests {
     fn flags_are_read_and_wrong_ones_are_named() {
         let options = parse("--minutes 0.5 --seed 9 --keep --faults kill,pause").unwrap();
         assert_eq!((options.minutes, options.seed, options.keep), (0.5, 9, true));
+        assert_eq!(options.replay(), "tests/chaos --seed 9 --minutes 0.5 --faults kill,pause");
         assert_eq!(options.faults.into_iter().collect::<Vec<_>>(), ["kill", "pause"]);
         assert_eq!(parse("").unwrap().faults.len(), plan::kinds().count());
         for wrong in ["--minutes", "--minutes 0", "--seed x", "--faults flood", "--what"] {

@@ -60,7 +60,7 @@ pub async fn run(options: &Options, sandbox: &Sandbox) -> Report {
     let folder = std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder for the run");
     let journal = Arc::new(Journal::new(&folder));
-    let replay = format!("tests/chaos --seed {} --minutes {}", options.seed, options.minutes);
+    let replay = options.replay();
     journal.say(format!("seed {}, {} minutes; replay: {replay}", options.seed, options.minutes));
     journal.say(format!("in {sandbox}; logs in {}", folder.display()));
     let begun = Instant::now();
