@@ -369,11 +369,12 @@ fn decision(entry: &Entry) -> Result<Decision, Error> {
     records::decision_from(&record).map_err(|message| Error::Damaged { what: entry.key.clone(), message })
 }
 
-async fn register(shared: &Arc<Shared>, session: &Session) -> Result<(), Error> {
+pub(super) async fn register(shared: &Arc<Shared>, session: &Session) -> Result<(), Error> {
     let record = v1::CoordinatorRecord {
         endpoint: shared.endpoint.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         start_time_ms: shared.start_time_ms,
+        nonce: shared.host.new_id(),
     };
     let txn = Txn::new().put_held(keys::coordinator(&shared.id), Stored::new(record).encode(), session.id);
     commit::commit(&*shared.store, &txn).await?;

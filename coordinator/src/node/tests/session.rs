@@ -1,7 +1,7 @@
 //! A session with the store that is over: nothing is answered from memory any more.
 
 use super::*;
-use crate::store::Txn;
+use crate::store::{Store as _, StoreError, Txn};
 use tranche_proto::stored::Stored;
 
 #[tokio::test]
@@ -96,5 +96,21 @@ async fn a_batch_whose_creator_loses_its_session_can_be_created_again() {
     world.append(&batch, 1, 3).await;
     world.store.oversleep();
     assert!(passing(world.node.create("default", spec(), "").await.expect_err("its session may be over")));
+    world.end().await;
+}
+
+/// Found by chaos: the record of the session before was taken for the new one, and went with its session.
+#[tokio::test]
+async fn a_coordinator_that_signs_on_again_is_there_for_as_long_as_its_new_session() {
+    let dir = folder();
+    let world = World::start(dir.path()).await;
+    let key = keys::coordinator(&world.node.shared.id);
+    let before = world.store.get(&key).await.expect("read").expect("signed on").mod_revision;
+    // The session before isn't closed yet, and the first call never comes there.
+    let next = world.store.session(LONG).await.expect("a session");
+    world.store.fail_with("txn coordinators/", StoreError::Unknown("by order of the test".to_owned()));
+    ownership::register(&world.node.shared, &next).await.expect("signed on");
+    let after = world.store.get(&key).await.expect("read").expect("signed on").mod_revision;
+    assert!(after > before, "it hangs on the session before: {before}, {after}");
     world.end().await;
 }
