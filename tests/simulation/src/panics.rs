@@ -8,7 +8,7 @@ thread_local! {
     static LAST: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Panics on this thread are kept from now on, until the next [`take`] at the latest.
+/// Panics on this thread are kept from now on, until [`unwatch`].
 pub(crate) fn watch() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -27,4 +27,9 @@ pub(crate) fn watch() {
 /// The last panic.
 pub(crate) fn take() -> Option<String> {
     LAST.take()
+}
+
+/// Panics are printed again.
+pub(crate) fn unwatch() {
+    WATCHED.set(false);
 }

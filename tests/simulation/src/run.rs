@@ -64,7 +64,9 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let setup = plan::setup(&mut rng);
     let mut conductor = Conductor::new(seed, setup, options);
     conductor.conduct();
-    conductor.finish()
+    let outcome = conductor.finish();
+    crate::panics::unwatch();
+    outcome
 }
 
 struct Conductor {

@@ -122,8 +122,13 @@ impl Inner {
                             text = ranges::text(&record);
                         }
                         let mut plain = record.clone();
-                        for lease in [&mut plain.lease, &mut plain.backup].into_iter().flatten() {
+                        let leases = [&mut plain.lease, &mut plain.backup].into_iter().flatten();
+                        for lease in leases.chain(&mut plain.stopping) {
                             lease.incarnation.clear();
+                        }
+                        // Which process of a worker was lost is said in it.
+                        for failure in &mut plain.inline_failures {
+                            failure.message.clear();
                         }
                         normal = plain.encode_to_vec();
                         let before = mirror.ranges.insert(record.first.cast_unsigned(), record.clone());
