@@ -101,8 +101,8 @@ impl Machine {
     fn phase_changed(&mut self, link: LinkId, change: v1::PhaseChanged) {
         match v1::Phase::try_from(change.phase) {
             Ok(v1::Phase::Commit) => {
-                let ack = v1::PhaseAck { batch: change.batch, phase: change.phase };
-                self.send(link, Out::PhaseAck(ack));
+                // An attempt that lost against another may still be stopping.
+                self.acks.entry(change.batch).or_default().insert((link, change.phase));
             }
             Ok(v1::Phase::Rollback) => {
                 let staging = |(_, held): &(&Token, &Held)| held.batch == change.batch && held.stages();
@@ -113,7 +113,7 @@ impl Machine {
                 let held = &self.held;
                 self.batches
                     .rolled_back(&change.batch, |batch| held.values().any(|held| held.batch == batch));
-                self.acks.entry(change.batch).or_default().insert(link);
+                self.acks.entry(change.batch).or_default().insert((link, change.phase));
             }
             Ok(v1::Phase::Unspecified | v1::Phase::Stage | v1::Phase::Publish | v1::Phase::Sweep)
             | Err(_) => {

@@ -105,7 +105,7 @@ pub struct Machine {
     /// Leases that wait for a slot, the oldest first; may name some that are gone, but never more than are held.
     pub(super) queue: VecDeque<Token>,
     /// Who waits to hear that nothing of a batch is being staged here any more.
-    pub(super) acks: BTreeMap<String, BTreeSet<LinkId>>,
+    pub(super) acks: BTreeMap<String, BTreeSet<(LinkId, i32)>>,
     pub(super) batches: Batches,
     /// When the drain ends, once the worker shuts down.
     pub(super) shutdown: Option<Now>,
@@ -149,7 +149,7 @@ impl Machine {
             Event::Tick => {}
         }
         self.start_waiting(now);
-        self.ack_rollbacks();
+        self.ack_phases();
         self.end_drained_links();
         self.settle_links();
         self.send_credits();
@@ -270,7 +270,7 @@ impl Machine {
         }
     }
 
-    fn ack_rollbacks(&mut self) {
+    fn ack_phases(&mut self) {
         let held = &self.held;
         let staging = |batch: &str| {
             Guard::AckWhenStopped.on()
@@ -278,10 +278,9 @@ impl Machine {
         };
         let done: Vec<_> = self.acks.extract_if(.., |batch, _| !staging(batch)).collect();
         for (batch, links) in done {
-            for link in links {
+            for (link, phase) in links {
                 // On a new stream Hello has said what is held; the coordinator asks again if it cares.
                 if self.attached(link).is_some() {
-                    let phase = v1::Phase::Rollback as i32;
                     self.send(link, Out::PhaseAck(v1::PhaseAck { batch: batch.clone(), phase }));
                 }
             }

@@ -44,10 +44,23 @@ pub(super) fn rollback_of_a_batch_that_isnt_here_is_acknowledged_at_once() {
 #[test]
 pub(super) fn commit_stops_nothing() {
     let mut sim = Sim::attached(1);
-    sim.grant(1, v1::Phase::Stage);
     let change = |phase| v1::PhaseChanged { batch: "b".into(), phase };
     sim.frame(0, In::PhaseChanged(change(v1::Phase::Commit as i32)));
     assert_eq!((sim.phase_acks(), sim.cancelled.len()), (1, 0));
     sim.frame(0, In::PhaseChanged(change(42)));
     assert_eq!((sim.phase_acks(), sim.cancelled.len()), (0, 0));
+}
+
+#[test]
+pub(super) fn commit_is_acknowledged_when_an_attempt_that_lost_has_stopped() {
+    let mut sim = Sim::attached(1);
+    sim.grant(1, v1::Phase::Stage);
+    sim.revoke(0, 1);
+    let phase = v1::Phase::Commit as i32;
+    sim.frame(0, In::PhaseChanged(v1::PhaseChanged { batch: "b".into(), phase }));
+    assert_eq!((sim.phase_acks(), sim.cancelled.len()), (0, 1), "it may still write");
+    sim.finish(1);
+    assert_eq!(sim.phase_acks(), 0, "what it staged is still there");
+    sim.removed(1);
+    assert!(sim.take_sent().contains(&Out::PhaseAck(v1::PhaseAck { batch: "b".into(), phase })));
 }
