@@ -34,6 +34,8 @@ pub(super) struct Frames {
     staging: BTreeMap<(Worker, TokenKey), String>,
     /// Leases that a living worker ever began.
     begun: BTreeMap<TokenKey, Worker>,
+    /// The same, while their owner was the batch's.
+    current: BTreeMap<TokenKey, Worker>,
     /// The newest owner of each batch that each worker follows.
     owners: BTreeMap<(Worker, String), u64>,
     /// Leases that came to a worker from an owner which it knew to be replaced.
@@ -180,6 +182,11 @@ impl Inner {
         if self.check.frames.outdated.contains(&(by, token)) {
             self.violated(format!("I6 host {} stages {token:?} of an owner that was replaced", by.0));
         }
+        // One of an owner that was replaced meanwhile came too late to be held by anybody.
+        let lock = self.check.batches.get(&lease.batch.name).and_then(|mirror| mirror.lock.as_ref());
+        if lock.is_some_and(|(_, epoch)| *epoch == token.0) {
+            self.check.frames.current.insert(token, by);
+        }
         self.check.frames.begun.insert(token, by);
         if self.check.frames.staging.insert((by, token), lease.batch.name.clone()).is_some() {
             self.violated(format!("I6 host {} stages {token:?} twice at once", by.0));
@@ -231,7 +238,7 @@ impl Inner {
         if !matches!(frames.rules, Some((Leaves::Workers, _))) || frames.failed.contains(&token) {
             return None;
         }
-        let (host, life) = *frames.begun.get(&token)?;
+        let (host, life) = *frames.current.get(&token)?;
         self.hosts.lives(host, life).then(|| {
             format!("the lease {token:?} is taken from host {host}, which works on it and never failed")
         })
