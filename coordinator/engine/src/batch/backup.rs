@@ -235,7 +235,8 @@ impl Batch {
         stopping.since.max(seen) + self.settings.lease_ttl
     }
 
-    /// Workers that were told to stop, and are silent.
+    /// Workers that were told to stop, and didn't say that they have: whatever they stage yet is swept late. Also
+    /// of one that is heard: it may be about to end, with a write that hangs.
     pub(super) fn give_up(&mut self, now: Now) {
         let over: Vec<Token> = self
             .stopping
@@ -244,12 +245,8 @@ impl Batch {
             .map(|(token, _)| *token)
             .collect();
         for token in over {
-            let Some(Stopping { worker, since, .. }) = self.stopping.get(&token) else { continue };
-            let (seen, since) = (self.last_seen(worker), *since);
             self.has_stopped(token);
-            if seen <= since || seen + self.settings.lease_ttl <= now.at {
-                self.sweep_late();
-            }
+            self.sweep_late();
         }
     }
 }

@@ -306,3 +306,18 @@ fn a_worker_that_is_back_with_a_lost_lease_is_named_with_the_next_write_of_its_r
     desk.settle();
     assert_eq!(stopping(&desk, 1), [(lost.token, a)]);
 }
+
+/// Found by the simulation: it was about to end itself, with a write that hung.
+#[test]
+fn a_beaten_worker_that_is_heard_and_says_no_word_makes_it_sweep_late() {
+    let (mut desk, _) = beaten(spec(), 10);
+    let (a, b) = (worker("a"), worker("b"));
+    for _ in 0..3 {
+        desk.does(&a);
+    }
+    assert!(desk.state() == State::Committed && !desk.ended && !desk.store.records.state.late_sweep);
+    desk.wait(TTL);
+    desk.batch.seen(&b, desk.now().at);
+    desk.settle();
+    assert!(!desk.ended && desk.store.records.state.late_sweep);
+}
