@@ -7,10 +7,10 @@ const SEEDS: u64 = 5000;
 /// Seeds from which on every kind of fault must have occurred.
 const ALL_FAULTS: u64 = 2000;
 /// Seeds that once found a bug, with what it was.
-const FOUND: &[(u64, &str)] = &[(
-    900_941,
-    "a beaten worker that is heard, says no word and ends with a write that hangs: no late sweep",
-)];
+const FOUND: &[(u64, &str)] = &[
+    (900_941, "a beaten worker that is heard, says no word and ends with a write that hangs: no late sweep"),
+    (1924, "a beaten worker that comes back after the end and dies: no late sweep"),
+];
 
 #[test]
 fn every_invariant_holds_in_thousands_of_seeds() {

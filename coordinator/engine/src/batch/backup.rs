@@ -159,8 +159,9 @@ impl Batch {
     /// A worker that is back holds a lease that was lost: it is told to stop, and a rollback waits for it.
     pub(super) fn stop_lost(&mut self, worker: &WorkerKey, token: Token, now: Now) {
         if self.records.state.state.is_final() {
-            // It lives, and removes by itself what it staged.
+            // It removes by itself what it staged, if it lives for as long as that takes.
             self.has_stopped(token);
+            self.sweep_late();
             return;
         }
         // The parts of a range that was split since remember it all.

@@ -321,3 +321,17 @@ fn a_beaten_worker_that_is_heard_and_says_no_word_makes_it_sweep_late() {
     desk.settle();
     assert!(!desk.ended && desk.store.records.state.late_sweep);
 }
+
+/// Found by the simulation: it was paused, came back after the end, and died before it removed anything.
+#[test]
+fn a_beaten_worker_that_comes_back_after_the_end_makes_it_sweep_late() {
+    let (mut desk, backup) = beaten(spec(), 10);
+    let a = worker("a");
+    for _ in 0..3 {
+        desk.does(&a);
+    }
+    assert!(desk.state() == State::Committed && !desk.ended && !desk.store.records.state.late_sweep);
+    desk.attach(&backup.worker, &[backup.token]);
+    desk.settle();
+    assert!(!desk.ended && desk.store.records.state.late_sweep);
+}
