@@ -5,7 +5,6 @@ use super::link::{Link, Phase};
 use super::state::{Command, LinkId, Machine, Now};
 use crate::lease::Token;
 use tracing::{info, warn};
-use tranche_proto::v1::attach_request::Frame as Out;
 use tranche_proto::v1::attach_response::Frame as In;
 use tranche_proto::{PROTOCOL_VERSION, v1};
 

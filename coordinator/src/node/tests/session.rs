@@ -1,7 +1,7 @@
 //! A session with the store that is over: nothing is answered from memory any more.
 
 use super::*;
-use crate::store::{Store as _, StoreError, Txn};
+use crate::store::{StoreError, Txn};
 use tranche_proto::stored::Stored;
 
 #[tokio::test]
