@@ -1,9 +1,6 @@
 //! Every reachable state: nothing breaks, and everything ends.
 //!
 //! `TRANCHE_MODEL_FAULTS` is how many faults `three_ranges` has: 3, unless it says otherwise. 4 takes minutes.
-//!
-//! `MODEL_RANGES`, `MODEL_ATTEMPTS`, `MODEL_FAULTS`, `MODEL_BACKUP=1`, `MODEL_DEADLINE=1` set the bounds of
-//! `of_your_own`, which is ignored otherwise.
 
 use stateright::{Checker, Model};
 use std::time::Instant;
@@ -60,21 +57,4 @@ fn two_ranges_with_backups_and_a_deadline() {
 fn one_range_and_six_faults() {
     let model = Batch { ranges: 1, attempts: 3, deadline: true, faults: 6, ..SMALL };
     explore("one range, deadline, six faults", model);
-}
-
-#[test]
-#[ignore = "takes the bounds from the environment"]
-fn of_your_own() {
-    let number = |name: &str, or: u8| {
-        std::env::var(format!("MODEL_{name}")).ok().and_then(|value| value.parse().ok()).unwrap_or(or)
-    };
-    let model = Batch {
-        ranges: number("RANGES", 3),
-        attempts: number("ATTEMPTS", 2),
-        backup: number("BACKUP", 0) > 0,
-        deadline: number("DEADLINE", 0) > 0,
-        faults: number("FAULTS", 3),
-        ..SMALL
-    };
-    explore("your own", model);
 }
