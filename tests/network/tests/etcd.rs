@@ -2,6 +2,9 @@
 
 #[path = "../../tests/store/sessions.rs"]
 mod sessions;
+#[macro_use]
+#[path = "../../tests/store/suite.rs"]
+mod suite;
 #[path = "../../tests/store/transactions.rs"]
 mod transactions;
 #[path = "../../tests/store/util.rs"]
@@ -44,23 +47,4 @@ macro_rules! conformance {
     };
 }
 
-conformance! {
-    transactions::reads_and_prefixes,
-    transactions::pages,
-    transactions::pages_of_many,
-    transactions::revisions,
-    transactions::compares,
-    transactions::all_or_nothing,
-    transactions::limits,
-    transactions::values_are_bytes,
-    transactions::no_update_is_lost,
-    transactions::one_decision_wins,
-    transactions::commits_are_counted,
-    watches::order_and_replay,
-    watches::many_watches,
-    watches::slow_readers_are_told,
-    sessions::closing_deletes_the_keys,
-    sessions::keys_move_between_sessions,
-    sessions::a_closed_session_holds_nothing,
-    sessions::only_the_dropped_one_ends,
-}
+suite!(conformance);
