@@ -101,8 +101,7 @@ pub(crate) enum Command {
     /// List the leases that are out.
     Leases(commands::leases::LeasesArgs),
     /// Measure the system with real processes.
-    #[command(subcommand)]
-    Bench(commands::bench::BenchCommand),
+    Bench(commands::bench::BenchArgs),
     /// Print a completion script for a shell.
     Completions(commands::completions::CompletionsArgs),
 }

@@ -39,7 +39,7 @@ pub(crate) async fn run(cli: Cli) -> Result<i32> {
         Command::Workers => workers::run(global).await,
         Command::Coordinators => coordinators::run(global).await,
         Command::Leases(args) => leases::run(global, args).await,
-        Command::Bench(bench) => bench::run(bench).await,
+        Command::Bench(bench) => bench::run(global, bench).await,
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -1,58 +1,152 @@
-//! `tranche bench`: the whole system, with real processes.
+//! `tranche bench`: the whole system, with real processes. One file a row of the table of figures.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`runs`] | the run loop: an empty folder and a [`Context`](runs::Context) for each run |
+//! | [`cluster`] | starts etcd, coordinator and workers; what they have used |
+//! | [`process`], [`etcd`] | one child; how etcd is found |
+//! | [`usage`] | processor seconds and memory of processes |
+//! | [`tasks`] | the tasks that are appended |
+//! | [`figure`] | a figure, its unit, its target; min, median, max |
+//! | [`report`] | JSON and table |
+//! | [`machine`] | what it was measured on |
+//! | [`all`] | which command lines make the whole table |
+//! | the others | a row each |
+//!
+//! # How a row is added
+//!
+//! 1. A file `NAME.rs` with `struct NameArgs` (derives `Clone, Debug, Args`; its defaults are the
+//!    target's case) and `impl Row for NameArgs`: one run, from nothing to its figures. Start processes with
+//!    [`Cluster::start`](cluster::Cluster::start), put the work into
+//!    [`Cluster::while_alive`](cluster::Cluster::while_alive), say what happens with `context.tell`, keep
+//!    files under `context.folder()`. The first figure is the headline; a target is set with
+//!    `.at_least(…)`, `.at_most(…)` or `.under(…)`, and `.judged_if(…)` takes it off when the arguments
+//!    make it another case. The name of a figure is the same in every run.
+//! 2. Below: `mod name;`, a variant of [`BenchCommand`] with the help text, an arm in [`one`].
+//! 3. In [`all`]: its command line. In `docs/performance.md`: its line.
+//!
+//! What was measured in another way in the same run, to compare with (a plain etcd put, `cp -r`), is a
+//! figure too, and the target is on the [`ratio`](figure::Figure::ratio) of the two.
 
+mod all;
+mod append;
+mod cluster;
 mod etcd;
+mod figure;
+mod machine;
 mod noop;
 mod process;
+mod report;
+mod runs;
+mod tasks;
+mod usage;
 
-use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
 
-use crate::error::Result;
+use clap::{Args, Subcommand};
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum BenchCommand {
-    /// Import tasks that cost nothing, and print the figures as one JSON object.
-    ///
-    /// Starts a coordinator and workers (the binaries beside this one) and, for `--store etcd` without
-    /// `--etcd`, an etcd: from TRANCHE_ETCD, `.tools/bin/etcd` here or in a folder above, or PATH. All
-    /// of it on loopback and in a temporary folder. Exits with 1 if a counter is off by one.
-    Noop(NoopArgs),
+use self::report::RowReport;
+use self::runs::Session;
+use crate::args::{Global, Output};
+use crate::error::{CliError, Result};
+use crate::exit;
+use crate::output::line;
+use crate::signals::Signals;
+
+/// Runs of a row that says nothing else.
+const RUNS: u32 = 3;
+
+/// Measure the system with real processes.
+///
+/// Starts coordinators and workers (the binaries beside this one) and an etcd: from TRANCHE_ETCD,
+/// `.tools/bin/etcd` here or in a folder above, or PATH. All of it on loopback and in a temporary folder.
+/// Prints one table with the least, the median and the most of each figure, and whether the median meets
+/// its target. Build with `cargo build --release` first.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: BenchCommand,
 }
 
 #[derive(Clone, Debug, Args)]
-pub(crate) struct NoopArgs {
-    /// How many tasks.
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(i64).range(1..))]
-    pub(crate) tasks: i64,
-    /// How many worker processes.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    pub(crate) workers: u32,
-    /// Bytes of payload of each task.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
-    pub(crate) payload: u32,
-    /// Slots of each worker.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_024))]
-    pub(crate) slots: u32,
-    /// The coordinator's store.
-    #[arg(long, value_enum, default_value_t = Store::Etcd)]
-    pub(crate) store: Store,
-    /// An etcd that runs already, such as <http://127.0.0.1:2379>; the bench uses a prefix of its own.
-    #[arg(long, value_name = "URL", conflicts_with = "store")]
-    pub(crate) etcd: Option<String>,
-    /// Nothing but the JSON object: no progress on standard error.
-    #[arg(long)]
-    pub(crate) json: bool,
+struct Options {
+    /// How often each bench runs, with new processes each time [default: 3].
+    #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    runs: Option<u32>,
+    /// Where the temporary folder is made: on the disk to be measured [default: that for temporary files].
+    #[arg(long, global = true, value_name = "FOLDER")]
+    dir: Option<PathBuf>,
+    /// Prints nothing but one JSON object; with `--json=FILE`, writes it there beside the table.
+    #[arg(long, global = true, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    json: Option<Option<PathBuf>>,
+    /// Exits with 1 if a target is missed.
+    #[arg(long, global = true)]
+    check: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Store {
-    /// etcd.
-    Etcd,
-    /// The coordinator's own, on disk.
-    Embedded,
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Every bench, and one table: takes some minutes.
+    All(all::AllArgs),
+    /// Import tasks that cost nothing, from the first append to COMMITTED.
+    Noop(noop::NoopArgs),
+    /// Append and seal, with no worker there.
+    Append(append::AppendArgs),
 }
 
-pub(crate) async fn run(bench: BenchCommand) -> Result<i32> {
-    match bench {
-        BenchCommand::Noop(args) => noop::run(&args).await,
+/// One row's runs. `line` is its command line after `tranche bench`.
+async fn one(session: &Session, line: &str, runs: u32, command: &BenchCommand) -> Result<RowReport> {
+    match command {
+        BenchCommand::All(_) => Err(CliError::usage("`all` is not one bench")),
+        BenchCommand::Noop(row) => session.repeat(line, runs, row).await,
+        BenchCommand::Append(row) => session.repeat(line, runs, row).await,
     }
+}
+
+pub(crate) async fn run(global: &Global, args: BenchArgs) -> Result<i32> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        result = measure(global, args) => result,
+        // Dropping the session kills its processes and removes its folder.
+        () = signals.next() => Err(CliError { exit: exit::INTERRUPTED, ..CliError::new("interrupted") }),
+    }
+}
+
+async fn measure(global: &Global, BenchArgs { options, command }: BenchArgs) -> Result<i32> {
+    let only_json = options.json == Some(None) || (options.json.is_none() && global.output == Output::Json);
+    let session = Session::open(options.dir.as_deref(), only_json).await?;
+    let rows = match &command {
+        BenchCommand::All(args) => all::run(&session, args, options.runs).await?,
+        command => vec![one(&session, &words(), options.runs.unwrap_or(RUNS), command).await?],
+    };
+    let json = report::json(&session.machine, &rows);
+    if let Some(Some(file)) = &options.json {
+        std::fs::write(file, format!("{json:#}\n"))
+            .map_err(|e| CliError::caused(format!("cannot write {}", file.display()), &e))?;
+    }
+    if only_json {
+        line(&json.to_string())?;
+    } else {
+        session.tell("");
+        for text in session.machine.lines().into_iter().chain([String::new()]).chain(report::table(&rows)) {
+            line(&text)?;
+        }
+    }
+    let failed: Vec<String> = rows.iter().filter_map(|row| row.error.clone()).collect();
+    let missed = if options.check { report::missed(&rows) } else { Vec::new() };
+    if failed.is_empty() && missed.is_empty() {
+        return Ok(exit::OK);
+    }
+    let what = if failed.is_empty() { "targets are missed" } else { "not every bench came to its end" };
+    let mut error = CliError::new(what);
+    error.details = failed.into_iter().chain(missed).collect();
+    Err(error)
+}
+
+/// The words of this command line after `bench`.
+fn words() -> String {
+    let words: Vec<String> = std::env::args().skip_while(|word| word != "bench").skip(1).collect();
+    words.join(" ")
 }

@@ -1,32 +1,44 @@
-//! `tranche bench noop`.
+//! `tranche bench noop`: the whole way of tasks that cost nothing.
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use futures::TryStreamExt as _;
-use futures::future::select_all;
+use clap::Args;
 use serde_json::{Value, json};
-use tonic::codegen::Bytes;
 use tranche_client::v1::{self, batch::State};
-use tranche_client::{AppendProgress, Client, names};
+use tranche_client::{Client, names};
 
-use super::process::Process;
-use super::{NoopArgs, Store, etcd};
+use super::cluster::{Cluster, ClusterArgs};
+use super::figure::{Figure, median};
+use super::report::Measured;
+use super::runs::{Context, Row};
+use super::tasks::{making_one, tasks};
+use super::usage::{self, Usage};
 use crate::error::{CliError, Result};
-use crate::exit;
-use crate::output::{count, line, state};
-use crate::signals::Signals;
+use crate::output::{count, state};
 
-/// The processes of one run. Dropping it kills them.
-#[derive(Debug)]
-struct Cluster {
-    etcd: Option<Process>,
-    coordinator: Process,
-    workers: Vec<Process>,
-    url: String,
+/// The batch that most targets are about.
+const MILLION: i64 = 1_000_000;
+
+/// Runs of the smaller batch of `--against`, whose median counts: it is short, so it varies.
+const AGAINST_RUNS: usize = 3;
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NoopArgs {
+    /// How many tasks.
+    #[arg(long, default_value_t = MILLION, value_parser = clap::value_parser!(i64).range(1..))]
+    tasks: i64,
+    /// Bytes of payload of each task: its sequence number, then pseudo-random bytes.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    payload: u32,
+    /// Run a batch of so many tasks before, three times, each with its own processes, and compare:
+    /// memory and throughput should stay the same.
+    #[arg(long, value_name = "TASKS", value_parser = clap::value_parser!(i64).range(1..))]
+    against: Option<i64>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
-/// What one run took, in seconds.
+/// What one run took, in seconds from the first append on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Times {
     append: f64,
@@ -35,165 +47,199 @@ struct Times {
     whole: f64,
 }
 
-pub(super) async fn run(args: &NoopArgs) -> Result<i32> {
-    let mut signals = Signals::new()?;
-    tokio::select! {
-        result = measure(args) => result,
-        // Dropping the run kills its processes and removes its folder.
-        () = signals.next() => Err(CliError { exit: exit::INTERRUPTED, ..CliError::new("interrupted") }),
+/// One run, measured.
+#[derive(Debug, Default)]
+struct Import {
+    tasks: i64,
+    batch: v1::Batch,
+    times: Times,
+    coordinator: v1::Coordinator,
+    spent: Vec<Usage>,
+}
+
+impl Row for NoopArgs {
+    async fn run(&self, context: &Context) -> Result<Measured> {
+        let mut smaller = Vec::new();
+        for n in 0..self.against.map_or(0, |_| AGAINST_RUNS) {
+            let part = context.part(&format!("against-{n}"))?;
+            smaller.push(self.import(&part, self.against.unwrap_or_default()).await?);
+            std::fs::remove_dir_all(part.folder())?;
+        }
+        let import = self.import(context, self.tasks).await?;
+        let mut figures = self.figures(&import);
+        if !smaller.is_empty() {
+            figures.extend(compare(&import, &smaller));
+        }
+        Ok(Measured::from(figures).detail(self.details(&import)).detail(self.cluster.json()))
     }
 }
 
-async fn measure(args: &NoopArgs) -> Result<i32> {
-    let folder = tempfile::Builder::new().prefix("tranche-bench-").tempdir()?;
-    let mut cluster = Cluster::start(args, folder.path()).await?;
-    let client = Client::connect(&cluster.url).await?;
-    let (batch, times) = tokio::select! {
-        done = import(&client, args) => done?,
-        failure = cluster.failure() => return Err(failure),
-    };
-    let coordinators: Vec<v1::Coordinator> = client.coordinators().try_collect().await?;
-    let coordinator = coordinators.into_iter().find(|c| c.answering).unwrap_or_default();
-    let memory = cluster.coordinator.peak_memory();
-    let workers = cluster.workers.iter().filter_map(Process::peak_memory).max();
-    cluster.stop().await;
-    let wrong = wrong_counts(args.tasks, &batch);
-    let machine = json!({
-        "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        "etcd_version": if args.etcd.is_none() && args.store == Store::Etcd { etcd::version().await } else { None },
-        "store": if args.store == Store::Etcd { "etcd" } else { "embedded" },
-        "slots": args.slots,
-        "payload_bytes": args.payload,
-        "release_build": !cfg!(debug_assertions),
-    });
-    let mut report = report(args, &batch, times, &coordinator);
-    report["coordinator_peak_memory_bytes"] = memory.unwrap_or(coordinator.peak_memory_bytes).into();
-    report["coordinator_reported_memory_bytes"] = coordinator.peak_memory_bytes.into();
-    report["worker_peak_memory_bytes_max"] = workers.into();
-    report["machine"] = machine;
-    line(&report.to_string())?;
-    if wrong.is_empty() {
-        return Ok(exit::OK);
+impl NoopArgs {
+    async fn import(&self, context: &Context, tasks: i64) -> Result<Import> {
+        let mut cluster = Cluster::start(context, &self.cluster).await?;
+        let client = cluster.client().await?;
+        let before = cluster.usage();
+        let (batch, times) = cluster.while_alive(self.submit(context, &client, tasks)).await?;
+        let spent = usage::between(&before, &cluster.usage());
+        let coordinator = cluster.coordinator_report(&client).await?;
+        cluster.stop().await;
+        let wrong = wrong_counts(tasks, &batch);
+        if wrong.is_empty() {
+            return Ok(Import { tasks, batch, times, coordinator, spent });
+        }
+        let mut error = CliError::new("the counters are off");
+        error.details = wrong;
+        Err(error)
     }
-    let mut error = CliError::new("the counters are off");
-    error.details = wrong;
-    Err(error)
+
+    /// Submits and waits for the end, with the clock running.
+    async fn submit(&self, context: &Context, client: &Client, total: i64) -> Result<(v1::Batch, Times)> {
+        let name = create(client, "bench noop").await?;
+        context.tell(&format!(
+            "batch {}: {} tasks of {} bytes",
+            names::batch_id(&name),
+            count(total),
+            self.payload
+        ));
+        let start = Instant::now();
+        let append = async {
+            let appended = client.appender(&name).run_iter(tasks(total, self.payload)).await?;
+            client.seal(&name, Some(appended)).await?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        let ended = async {
+            let decided = client.wait_until(&name, |batch| {
+                context.progress(|| phase(batch, start));
+                batch.decision.is_some()
+            });
+            let decided = decided.await?;
+            let staged = start.elapsed().as_secs_f64();
+            context.tell(&format!("{} after {staged:.2} s", state(decided.state())));
+            let done = client.wait_until(&name, |batch| {
+                context.progress(|| phase(batch, start));
+                tranche_client::is_final(batch)
+            });
+            Ok((done.await?, staged, start.elapsed().as_secs_f64()))
+        };
+        let (append, (batch, stage, whole)) = tokio::try_join!(append, ended)
+            .map_err(|e: tranche_client::Error| CliError::of_batch(&name, e))?;
+        context.tell(&format!("{} after {whole:.2} s", state(batch.state())));
+        let decided = batch.decision.as_ref().and_then(|d| d.decide_time.as_ref());
+        let commit = between(decided, batch.end_time.as_ref()).unwrap_or((whole - stage).max(0.0));
+        Ok((batch, Times { append, stage, commit, whole }))
+    }
+
+    fn figures(&self, import: &Import) -> Vec<Figure> {
+        let Import { tasks, times, coordinator, .. } = import;
+        let seconds = |micros: i64| micros as f64 / 1e6;
+        let usual = *tasks >= MILLION && self.payload == 100;
+        let cpu: f64 = import.spent.iter().map(Usage::cpu).sum();
+        let mut figures = vec![
+            Figure::rate("whole", *tasks, times.whole).at_least(1e6).goal(2e6).judged_if(usual),
+            Figure::seconds("whole, time", times.whole),
+            Figure::rate("append, with workers at work", *tasks, times.append),
+            Figure::rate("staged", *tasks, times.stage),
+            Figure::rate("commit alone", *tasks, times.commit),
+            Figure::count("etcd transactions", coordinator.store_transactions)
+                .under(500.0)
+                .judged_if(*tasks == MILLION),
+            Figure::seconds(
+                "grant latency p50, while tasks come in",
+                seconds(coordinator.grant_latency_p50_us),
+            ),
+            Figure::seconds(
+                "grant latency p99, while tasks come in",
+                seconds(coordinator.grant_latency_p99_us),
+            ),
+            Figure::seconds("CPU for one task", cpu / *tasks as f64),
+            Figure::seconds("of it the client's making of a task", making_one(self.payload)),
+        ];
+        figures.extend(usage::figures(&import.spent).into_iter().map(|figure| {
+            if figure.name == "coordinator peak memory" { figure.under(300e6) } else { figure }
+        }));
+        figures
+    }
+
+    /// The fields of the JSON that don't come from figures.
+    fn details(&self, import: &Import) -> Value {
+        let Import { tasks, times, coordinator, batch, .. } = import;
+        let rate = |seconds: f64| (*tasks as f64 / seconds.max(1e-6)).round();
+        let counters = batch.counters.unwrap_or_default();
+        json!({
+            "tasks": tasks,
+            "payload_bytes": self.payload,
+            "append_tasks_per_s": rate(times.append),
+            "stage_tasks_per_s": rate(times.stage),
+            "commit_tasks_per_s": rate(times.commit),
+            "whole_tasks_per_s": rate(times.whole),
+            "whole_s": (times.whole * 1e3).round() / 1e3,
+            "grant_latency_p50_us": coordinator.grant_latency_p50_us,
+            "grant_latency_p99_us": coordinator.grant_latency_p99_us,
+            "etcd_transactions": coordinator.store_transactions,
+            "staged": counters.staged,
+            "failed": counters.failed,
+            "committed": counters.committed,
+            "state": state(batch.state()),
+            "coordinator_peak_memory_bytes": import.coordinator_memory(),
+            "coordinator_reported_memory_bytes": coordinator.peak_memory_bytes,
+            "worker_peak_memory_bytes_max":
+                import.spent.iter().filter(|one| one.name.starts_with("worker")).map(|one| one.peak_memory).max(),
+            "processes": usage::json(&import.spent),
+        })
+    }
 }
 
-/// Submits and waits for the end, with the clock running.
-async fn import(client: &Client, args: &NoopArgs) -> Result<(v1::Batch, Times)> {
-    let payload = Bytes::from(vec![b'x'; args.payload as usize]);
-    let tasks = (1..=args.tasks).map(move |n| v1::Task { key: n.to_string(), payload: payload.clone() });
-    let request = v1::CreateBatchRequest {
-        batch: Some(v1::Batch {
-            targets: vec![v1::Target { handler: "noop".into(), ..Default::default() }],
-            display_name: "bench noop".into(),
-            ..Default::default()
-        }),
+impl Import {
+    fn coordinator_memory(&self) -> i64 {
+        let own = self.spent.iter().find(|one| one.name == "coordinator").map_or(0, |one| one.peak_memory);
+        if own > 0 { own } else { self.coordinator.peak_memory_bytes }
+    }
+
+    fn rate(&self) -> f64 {
+        self.tasks as f64 / self.times.whole.max(1e-6)
+    }
+}
+
+/// A large batch against the median of smaller ones.
+fn compare(large: &Import, small: &[Import]) -> Vec<Figure> {
+    let middle = |of: &dyn Fn(&Import) -> f64| median(&small.iter().map(of).collect::<Vec<_>>());
+    let memory = |import: &Import| import.coordinator_memory() as f64;
+    let tasks = count(small.first().map_or(0, |import| import.tasks));
+    vec![
+        Figure::ratio(
+            format!("throughput, share of that with {tasks}"),
+            large.rate() / middle(&Import::rate),
+        )
+        .at_least(0.8),
+        Figure::ratio(
+            format!("coordinator peak memory, times that with {tasks}"),
+            memory(large) / middle(&memory),
+        )
+        .at_most(1.5),
+    ]
+}
+
+/// A new batch for the handler `noop`.
+pub(super) async fn create(client: &Client, display_name: &str) -> Result<String> {
+    let batch = v1::Batch {
+        targets: vec![v1::Target { handler: "noop".into(), ..Default::default() }],
+        display_name: display_name.into(),
         ..Default::default()
     };
-    let start = Instant::now();
-    let name = client.create(request).await?.name;
-    tell(args, &format!("batch {}: {} tasks", names::batch_id(&name), count(args.tasks)));
-    let (progress, _) = tokio::sync::watch::channel(AppendProgress::default());
-    let append = async {
-        let total = client.appender(&name).report_to(progress).run_iter(tasks).await?;
-        client.seal(&name, Some(total)).await?;
-        Ok(start.elapsed())
-    };
-    let ended = async {
-        let decided = client.wait_until(&name, |batch| batch.decision.is_some()).await?;
-        let staged = start.elapsed();
-        tell(args, &format!("{} after {:.1} s", state(decided.state()), staged.as_secs_f64()));
-        Ok((client.wait(&name).await?, staged, start.elapsed()))
-    };
-    let (append, (batch, staged, whole)) =
-        tokio::try_join!(append, ended).map_err(|e: tranche_client::Error| CliError::of_batch(&name, e))?;
-    tell(args, &format!("{} after {:.1} s", state(batch.state()), whole.as_secs_f64()));
-    let commit =
-        between(batch.decision.as_ref().and_then(|d| d.decide_time.as_ref()), batch.end_time.as_ref());
-    let times = Times {
-        append: append.as_secs_f64(),
-        stage: staged.as_secs_f64(),
-        commit: commit.unwrap_or_else(|| whole.saturating_sub(staged).as_secs_f64()),
-        whole: whole.as_secs_f64(),
-    };
-    Ok((batch, times))
+    Ok(client.create(v1::CreateBatchRequest { batch: Some(batch), ..Default::default() }).await?.name)
 }
 
-impl Cluster {
-    async fn start(args: &NoopArgs, folder: &Path) -> Result<Self> {
-        let coordinator_program = beside("tranche-coordinator")?;
-        let worker_program = beside("tranche-worker")?;
-        let (etcd, store) = match (&args.etcd, args.store) {
-            (Some(url), _) => (None, format!("etcd:{url}")),
-            (None, Store::Etcd) => {
-                let (etcd, url) = etcd::start(folder)?;
-                (Some(etcd), format!("etcd:{url}"))
-            }
-            (None, Store::Embedded) => (None, format!("embedded:{}", folder.join("store").display())),
-        };
-        tell(args, &format!("store {store}"));
-        let mut flags = vec!["--listen".to_owned(), "127.0.0.1:0".to_owned(), "--store".to_owned(), store];
-        if args.store == Store::Etcd {
-            // An etcd that was there before keeps its other keys.
-            flags.extend(["--prefix".to_owned(), format!("/tranche-bench/{}/", uuid::Uuid::now_v7())]);
-        }
-        flags.extend(["--objects".to_owned(), folder.join("objects").display().to_string()]);
-        flags.extend(["--log".to_owned(), "warn".to_owned()]);
-        let mut coordinator = Process::start("coordinator", &coordinator_program, &flags, folder)?;
-        let url = format!("http://{}", coordinator.ready("listening on ").await?);
-        tell(args, &format!("coordinator {url}"));
-        let mut workers = Vec::new();
-        for n in 1..=args.workers {
-            let id = format!("bench-{n}");
-            let flags = [
-                ("--coordinator", url.as_str()),
-                ("--id", &id),
-                ("--slots", &args.slots.to_string()),
-                ("--handlers", "noop"),
-                ("--log", "warn"),
-            ];
-            let flags: Vec<String> =
-                flags.iter().flat_map(|(f, v)| [(*f).to_owned(), (*v).to_owned()]).collect();
-            workers.push(Process::start(&format!("worker-{n}"), &worker_program, &flags, folder)?);
-        }
-        for worker in &mut workers {
-            worker.ready("attached to ").await?;
-        }
-        tell(args, &format!("{} workers with {} slots", args.workers, args.slots));
-        Ok(Self { etcd, coordinator, workers, url })
-    }
-
-    /// Waits until one ends before its time.
-    async fn failure(&mut self) -> CliError {
-        let all = self.workers.iter_mut().chain([&mut self.coordinator]).chain(self.etcd.as_mut());
-        select_all(all.map(|process| Box::pin(process.ended()))).await.0
-    }
-
-    async fn stop(self) {
-        for process in self.workers.into_iter().chain([self.coordinator]).chain(self.etcd) {
-            process.stop().await;
-        }
-    }
-}
-
-fn tell(args: &NoopArgs, text: &str) {
-    if !args.json {
-        eprintln!("{text}");
-    }
-}
-
-/// A binary of the same build as this one.
-fn beside(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let path = own.with_file_name(name);
-    if path.is_file() {
-        return Ok(path);
-    }
-    let release = if cfg!(debug_assertions) { "" } else { " --release" };
-    Err(CliError::new(format!("{} is missing", path.display()))
-        .hint(format!("cargo build --workspace{release}")))
+/// `IMPORTING: 1,000 appended, 900 staged, 0 committed, 1.2 s`.
+fn phase(batch: &v1::Batch, start: Instant) -> String {
+    let counters = batch.counters.unwrap_or_default();
+    format!(
+        "{}: {} appended, {} staged, {} committed, {:.1} s",
+        state(batch.state()),
+        count(counters.total),
+        count(counters.staged),
+        count(counters.committed),
+        start.elapsed().as_secs_f64()
+    )
 }
 
 /// Which counters aren't what they must be.
@@ -224,27 +270,6 @@ fn between(from: Option<&prost_types::Timestamp>, to: Option<&prost_types::Times
     (span > 0.0).then_some(span)
 }
 
-fn report(args: &NoopArgs, batch: &v1::Batch, times: Times, coordinator: &v1::Coordinator) -> Value {
-    let rate = |seconds: f64| (args.tasks as f64 / seconds.max(1e-6)).round();
-    let counters = batch.counters.unwrap_or_default();
-    json!({
-        "tasks": args.tasks,
-        "workers": args.workers,
-        "append_tasks_per_s": rate(times.append),
-        "stage_tasks_per_s": rate(times.stage),
-        "commit_tasks_per_s": rate(times.commit),
-        "whole_tasks_per_s": rate(times.whole),
-        "whole_s": (times.whole * 1e3).round() / 1e3,
-        "grant_latency_p50_us": coordinator.grant_latency_p50_us,
-        "grant_latency_p99_us": coordinator.grant_latency_p99_us,
-        "etcd_transactions": coordinator.store_transactions,
-        "staged": counters.staged,
-        "failed": counters.failed,
-        "committed": counters.committed,
-        "state": state(batch.state()),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +277,19 @@ mod tests {
     fn batch(committed: i64) -> v1::Batch {
         let counters = v1::Counters { total: 10, staged: 10, committed, cutoff: 10, ..Default::default() };
         v1::Batch { state: State::Committed.into(), counters: Some(counters), ..Default::default() }
+    }
+
+    fn import(tasks: i64, whole: f64, memory: i64) -> Import {
+        let times = Times { append: 0.5, stage: 1.0, commit: 2.0, whole };
+        let spent = vec![Usage { name: "coordinator".into(), peak_memory: memory, ..Default::default() }];
+        Import { tasks, batch: batch(10), times, spent, ..Default::default() }
+    }
+
+    fn args(payload: u32) -> NoopArgs {
+        use super::super::cluster::{Store, StoreArgs};
+        let store = StoreArgs { store: Store::Etcd, etcd: None };
+        let cluster = ClusterArgs { workers: 2, slots: 1, store };
+        NoopArgs { tasks: 10, payload, against: None, cluster }
     }
 
     #[test]
@@ -263,21 +301,37 @@ mod tests {
     }
 
     #[test]
-    fn the_report_has_its_rates() {
-        let args = NoopArgs {
-            tasks: 10,
-            workers: 2,
-            payload: 0,
-            slots: 1,
-            store: Store::Etcd,
-            etcd: None,
-            json: true,
-        };
-        let times = Times { append: 0.5, stage: 1.0, commit: 2.0, whole: 4.0 };
-        let report = report(&args, &batch(10), times, &v1::Coordinator::default());
+    fn the_json_has_its_rates() {
+        let report = args(0).details(&import(10, 4.0, 5));
         assert_eq!(report["append_tasks_per_s"], 20.0);
         assert_eq!(report["commit_tasks_per_s"], 5.0);
         assert_eq!(report["whole_tasks_per_s"], 2.5_f64.round());
         assert_eq!(report["state"], "COMMITTED");
+        assert_eq!(report["coordinator_peak_memory_bytes"], 5);
+    }
+
+    #[test]
+    fn targets_are_for_the_batch_that_they_are_about() {
+        let judged = |payload, tasks| {
+            let figures = args(payload).figures(&import(tasks, 1.0, 5));
+            let names = figures.into_iter().filter(|f| f.target.is_some()).map(|f| f.name);
+            names.collect::<Vec<_>>()
+        };
+        assert_eq!(judged(100, MILLION), ["whole", "etcd transactions", "coordinator peak memory"]);
+        assert_eq!(judged(100, 10 * MILLION), ["whole", "coordinator peak memory"]);
+        assert_eq!(judged(8, 10 * MILLION), ["coordinator peak memory"]);
+        assert_eq!(judged(100, 10), ["coordinator peak memory"]);
+    }
+
+    #[test]
+    fn a_large_batch_is_compared_with_the_median() {
+        let small = [import(10, 1.0, 100), import(10, 2.0, 120), import(10, 4.0, 110)];
+        let met = |figures: Vec<Figure>| {
+            let one = |f: &Figure| f.target.is_some_and(|target| target.met(f.value));
+            figures.iter().map(one).collect::<Vec<_>>()
+        };
+        // 5 tasks/s and 110 bytes in the middle.
+        assert_eq!(met(compare(&import(100, 25.0, 165), &small)), [true, true]);
+        assert_eq!(met(compare(&import(100, 25.1, 166), &small)), [false, false]);
     }
 }

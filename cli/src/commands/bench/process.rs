@@ -19,7 +19,7 @@ const LOG_TAIL: usize = 4_000;
 
 /// A child; killed by its own id when dropped.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub(super) struct Process {
     name: String,
     child: Child,
     output: Lines<BufReader<ChildStdout>>,
@@ -28,7 +28,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts `program`; its standard error goes to `{folder}/{name}.log`.
-    pub(crate) fn start(name: &str, program: &Path, args: &[String], folder: &Path) -> Result<Self> {
+    pub(super) fn start(name: &str, program: &Path, args: &[String], folder: &Path) -> Result<Self> {
         let failed = |e: &std::io::Error| CliError::caused(format!("cannot start {}", program.display()), e);
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).map_err(|e| failed(&e))?;
@@ -49,7 +49,7 @@ impl Process {
     }
 
     /// Waits for the line that starts with `prefix`, and returns the rest of it.
-    pub(crate) async fn ready(&mut self, prefix: &str) -> Result<String> {
+    pub(super) async fn ready(&mut self, prefix: &str) -> Result<String> {
         let line = async {
             while let Ok(Some(line)) = self.output.next_line().await {
                 if let Some(rest) = line.strip_prefix(prefix) {
@@ -66,7 +66,7 @@ impl Process {
     }
 
     /// Waits until the child ends, which none should before it is stopped.
-    pub(crate) async fn ended(&mut self) -> CliError {
+    pub(super) async fn ended(&mut self) -> CliError {
         // Its output is drained, so that a full pipe can't stop it.
         while let Ok(Some(_)) = self.output.next_line().await {}
         let how = self.child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string());
@@ -74,7 +74,7 @@ impl Process {
     }
 
     /// An error about this child, with the end of its log.
-    pub(crate) fn failure(&self, what: &str) -> CliError {
+    pub(super) fn failure(&self, what: &str) -> CliError {
         let mut error = CliError::new(format!("{} {what}", self.name));
         let log = std::fs::read(&self.log).unwrap_or_default();
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
@@ -82,34 +82,25 @@ impl Process {
         error
     }
 
-    /// Peak resident memory in bytes, as the kernel counts it.
-    pub(crate) fn peak_memory(&self) -> Option<i64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
-        peak_memory(&status)
+    /// What it was started as: `coordinator`, `worker-2`, `etcd`.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Ends the child.
-    pub(crate) async fn stop(mut self) {
+    /// None once it has ended.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Ends the child, by force.
+    pub(super) async fn stop(mut self) {
         let _ = self.child.kill().await;
     }
-}
-
-/// `VmHWM` of a `/proc/PID/status`.
-fn peak_memory(status: &str) -> Option<i64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn peak_memory_is_read_from_the_kernel() {
-        assert_eq!(peak_memory("VmPeak:\t 9 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 7 kB\n"), Some(1234 * 1024));
-        assert_eq!(peak_memory("VmRSS:\t 7 kB\n"), None);
-    }
 
     #[tokio::test]
     async fn a_child_says_that_it_is_ready_and_is_killed() {
@@ -118,7 +109,6 @@ mod tests {
         let mut child = Process::start("sh", Path::new("/bin/sh"), &args, folder.path()).unwrap();
         assert_eq!(child.ready("listening on ").await.unwrap(), "1.2.3.4:5");
         let id = child.child.id().unwrap();
-        assert!(child.peak_memory().unwrap() > 0);
         child.stop().await;
         assert!(!Path::new(&format!("/proc/{id}")).exists());
     }

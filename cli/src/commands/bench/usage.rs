@@ -1,0 +1,116 @@
+//! What a process has used: counts of it say more on a busy machine than seconds on the clock do.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::figure::Figure;
+
+/// `/proc` counts processor time in hundredths of a second on every Linux (`USER_HZ`).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// One process, from its start up to now. Nothing is 0 unless it ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Usage {
+    pub(super) name: String,
+    /// Seconds of processor time in user mode and in the kernel.
+    pub(super) user: f64,
+    pub(super) system: f64,
+    /// Bytes of resident memory at the highest.
+    pub(super) peak_memory: i64,
+}
+
+impl Usage {
+    pub(super) fn of(name: &str, pid: u32) -> Self {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let (user, system) = times(&read("stat")).unwrap_or_default();
+        Self { name: name.to_owned(), user, system, peak_memory: peak_memory(&read("status")).unwrap_or(0) }
+    }
+
+    pub(super) fn cpu(&self) -> f64 {
+        self.user + self.system
+    }
+
+    fn json(&self) -> Value {
+        json!({"process": self.name, "user_s": self.user, "system_s": self.system,
+            "peak_memory_bytes": self.peak_memory})
+    }
+}
+
+/// What each process used between two looks. Its peak of memory is that of its whole life.
+pub(super) fn between(before: &[Usage], after: &[Usage]) -> Vec<Usage> {
+    let spent = |after: &Usage| {
+        let before = before.iter().find(|before| before.name == after.name).cloned().unwrap_or_default();
+        Usage { user: after.user - before.user, system: after.system - before.system, ..after.clone() }
+    };
+    after.iter().map(spent).collect()
+}
+
+/// Processor seconds of each process and of all, and the peaks of memory.
+pub(super) fn figures(spent: &[Usage]) -> Vec<Figure> {
+    let mut figures: Vec<Figure> =
+        spent.iter().map(|one| Figure::seconds(format!("CPU {}", one.name), one.cpu())).collect();
+    figures.push(Figure::seconds("CPU of all", spent.iter().map(Usage::cpu).sum()));
+    let peak =
+        |of: &str| spent.iter().filter(|one| one.name.starts_with(of)).map(|one| one.peak_memory).max();
+    for (what, name) in [
+        ("coordinator", "coordinator peak memory"),
+        ("worker", "worker peak memory (largest)"),
+        ("etcd", "etcd peak memory"),
+        ("client", "client peak memory"),
+    ] {
+        figures.extend(peak(what).map(|bytes| Figure::bytes(name, bytes)));
+    }
+    figures
+}
+
+/// For the JSON: `processes`.
+pub(super) fn json(spent: &[Usage]) -> Value {
+    spent.iter().map(Usage::json).collect()
+}
+
+/// User and system time of a `/proc/PID/stat`, in seconds.
+fn times(stat: &str) -> Option<(f64, f64)> {
+    // The name before it may hold anything, also brackets and spaces.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(11).map(str::parse::<u32>);
+    let mut next = || Some(f64::from(fields.next()?.ok()?) / TICKS_PER_SECOND);
+    Some((next()?, next()?))
+}
+
+/// `VmHWM` of a `/proc/PID/status`, in bytes.
+fn peak_memory(status: &str) -> Option<i64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_numbers_are_read() {
+        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 250 75 0 0 20 0 9 0 1 2 3\n";
+        assert_eq!(times(stat), Some((2.5, 0.75)));
+        assert_eq!(times("42 (x) S 1"), None);
+        assert_eq!(peak_memory("VmPeak:\t 9 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 7 kB\n"), Some(1234 * 1024));
+        assert_eq!(peak_memory("VmRSS:\t 7 kB\n"), None);
+        assert!(Usage::of("self", std::process::id()).peak_memory > 0);
+    }
+
+    #[test]
+    fn only_what_was_spent_between_counts() {
+        let of =
+            |name: &str, user, system, peak_memory| Usage { name: name.into(), user, system, peak_memory };
+        let before = [of("client", 1.0, 1.0, 5), of("worker-1", 0.5, 0.0, 5)];
+        let after = [of("client", 2.0, 1.5, 6), of("worker-1", 1.0, 0.0, 7), of("worker-2", 0.25, 0.0, 9)];
+        let spent = between(&before, &after);
+        assert_eq!(spent.iter().map(Usage::cpu).collect::<Vec<_>>(), [1.5, 0.5, 0.25]);
+        let figures = figures(&spent);
+        let value = |name: &str| figures.iter().find(|f| f.name == name).map(|f| f.value);
+        assert_eq!(value("CPU of all"), Some(2.25));
+        assert_eq!(value("worker peak memory (largest)"), Some(9.0));
+        assert_eq!(value("etcd peak memory"), None);
+    }
+}
