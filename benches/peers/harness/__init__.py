@@ -1,0 +1,1 @@
+"""How the peers are run and how their figures become a table."""
