@@ -33,6 +33,7 @@ mod append;
 mod cluster;
 mod etcd;
 mod figure;
+mod latency;
 mod machine;
 mod noop;
 mod process;
@@ -94,6 +95,8 @@ pub(crate) enum BenchCommand {
     Noop(noop::NoopArgs),
     /// Append and seal, with no worker there.
     Append(append::AppendArgs),
+    /// A batch of one task on an idle system, from its creation to COMMITTED.
+    Latency(latency::LatencyArgs),
 }
 
 /// One row's runs. `line` is its command line after `tranche bench`.
@@ -102,6 +105,7 @@ async fn one(session: &Session, line: &str, runs: u32, command: &BenchCommand) -
         BenchCommand::All(_) => Err(CliError::usage("`all` is not one bench")),
         BenchCommand::Noop(row) => session.repeat(line, runs, row).await,
         BenchCommand::Append(row) => session.repeat(line, runs, row).await,
+        BenchCommand::Latency(row) => session.repeat(line, runs, row).await,
     }
 }
 
@@ -134,7 +138,8 @@ async fn measure(global: &Global, BenchArgs { options, command }: BenchArgs) -> 
             line(&text)?;
         }
     }
-    let failed: Vec<String> = rows.iter().filter_map(|row| row.error.clone()).collect();
+    let failed: Vec<String> =
+        rows.iter().filter_map(|row| Some(format!("{}: {}", row.command, row.error.as_ref()?))).collect();
     let missed = if options.check { report::missed(&rows) } else { Vec::new() };
     if failed.is_empty() && missed.is_empty() {
         return Ok(exit::OK);
