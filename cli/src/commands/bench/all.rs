@@ -13,6 +13,7 @@ const ROWS: &[&str] = &[
     "noop --tasks 10000000",
     "noop --tasks 100000000 --payload 8 --against 1000000 --runs 1",
     "append",
+    "latency",
 ];
 
 #[derive(Clone, Debug, Args)]
