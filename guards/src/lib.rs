@@ -61,6 +61,8 @@ guards! {
     AppendOnce,
     /// A request id makes one batch.
     RequestOnce,
+    /// A batch that was deleted isn't made again by a late copy of the transaction that made it.
+    DeletedStaysDeleted,
     /// A transaction whose answer was lost is read back.
     ReadBack,
     /// No staging lease is sent after the rollback was told.

@@ -62,6 +62,7 @@ records!(
     CoordinatorRecord,
     SpecRecord,
     RequestRecord,
+    DeletionRecord,
     LockRecord,
     StateRecord,
     DecisionRecord,

@@ -10,16 +10,38 @@ use tranche_guards::Guard;
 use tranche_proto::stored::Stored;
 use tranche_proto::v1;
 
+/// How often a create without a request id begins anew because other batches are deleted. Few deletions are in its
+/// way (see [`keys::deletion`]).
+const TRIES: usize = 8;
+
 impl Node {
     /// Creates a batch from a validated spec with its defaults filled in. The same request id and spec
-    /// give the same batch.
+    /// give the same batch, until that is deleted.
     pub async fn create(&self, namespace: &str, spec: v1::Batch, request_id: &str) -> Result<View, Error> {
-        if let Some(view) = self.repeated(namespace, &spec, request_id).await? {
+        let mut left = TRIES;
+        loop {
+            left -= 1;
+            match self.create_once(namespace, &spec, request_id).await {
+                // Nobody but this call can make its batch again. With a request id it is the caller's turn: it may
+                // have given this call up, and what was deleted may be what another call of it had made.
+                Err(Error::NotOwned { .. }) if request_id.is_empty() && left > 0 => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// `NotOwned`: something was deleted in the meantime, and nothing was made.
+    async fn create_once(&self, namespace: &str, spec: &v1::Batch, request_id: &str) -> Result<View, Error> {
+        let shared = &self.shared;
+        let batch = BatchKey::new(namespace, shared.host.new_id());
+        let deletion = keys::deletion(&batch, request_id);
+        let repeated = self.repeated(namespace, spec, request_id);
+        let (deleted, repeated) =
+            tokio::try_join!(async { Ok(shared.store.get(&deletion).await?) }, repeated)?;
+        if let Some(view) = repeated {
             return Ok(view);
         }
-        let shared = &self.shared;
         let term = shared.living()?;
-        let batch = BatchKey::new(namespace, shared.host.new_id());
         let now = shared.host.wall_ms();
         let state = v1::StateRecord {
             state: v1::batch::State::Importing.into(),
@@ -37,6 +59,10 @@ impl Node {
             .put(keys::state(&batch), Stored::new(state).encode())
             .put(keys::cutoff(&batch), Stored::new(v1::CutoffRecord::default()).encode())
             .put_held(keys::lock(&batch), ownership::lock_record(shared), term.session());
+        // What isn't there was never there only as long as nothing is deleted.
+        if Guard::DeletedStaysDeleted.on() {
+            txn = txn.modified(deletion, deleted.map_or(0, |entry| entry.mod_revision));
+        }
         if !request_id.is_empty() {
             let request = v1::RequestRecord { batch: batch.to_string() };
             let name = keys::request(namespace, request_id);
@@ -47,12 +73,24 @@ impl Node {
         }
         // A task of its own, since a caller may hang up: a batch that is made is driven.
         let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), txn, term));
-        match made.await.map_err(|_| Error::ShuttingDown)?? {
-            TxnOutcome::Applied(_) => self.get(&batch).await,
-            // Somebody used the request id in the meantime.
-            TxnOutcome::Refused => {
-                self.repeated(namespace, &spec, request_id).await?.ok_or(Error::NotOwned { batch })
+        let (outcome, in_doubt) = made.await.map_err(|_| Error::ShuttingDown)??;
+        if let TxnOutcome::Applied(_) = outcome {
+            return self.get(&batch).await;
+        }
+        // Somebody used the request id in the meantime.
+        if let Some(view) = self.repeated(namespace, spec, request_id).await? {
+            return Ok(view);
+        }
+        if !in_doubt {
+            return Err(Error::NotOwned { batch });
+        }
+        // It may have been made unheard, and be changed since.
+        match self.get(&batch).await {
+            Err(Error::NotFound(_)) => {
+                let message = format!("{batch} may have been made, and deleted");
+                Err(Error::Store(StoreError::Unknown(message)))
             }
+            made => made,
         }
     }
 
@@ -73,7 +111,11 @@ impl Node {
             let message = format!("{:?} is no batch name", record.batch);
             return Err(Error::Damaged { what: name, message });
         };
-        let view = self.get(&batch).await?;
+        let view = match self.get(&batch).await {
+            // Deleted just now, and its request id with it.
+            Err(Error::NotFound(_)) => return Ok(None),
+            view => view?,
+        };
         if view.spec.batch.as_ref() != Some(spec) {
             return Err(Error::RequestReused { request_id: request_id.to_owned(), batch });
         }
@@ -81,24 +123,29 @@ impl Node {
     }
 }
 
-/// Makes the batch and begins to drive it.
-async fn make(shared: Arc<Shared>, batch: BatchKey, txn: Txn, term: Term) -> Result<TxnOutcome, Error> {
-    let outcome = tokio::select! {
+/// Makes the batch and begins to drive it. The second value: an answer was lost on the way.
+async fn make(
+    shared: Arc<Shared>,
+    batch: BatchKey,
+    txn: Txn,
+    term: Term,
+) -> Result<(TxnOutcome, bool), Error> {
+    let settled = tokio::select! {
         biased;
-        outcome = commit::commit(&*shared.store, &txn) => match outcome {
+        settled = commit::commit_telling(&*shared.store, &txn) => match settled {
             // Refused because of that: it may be made with the next one, or by another coordinator.
             Err(StoreError::Rejected(message)) if !term.lives() => {
                 let message = format!("the session with the store was lost while {batch} was made: {message}");
                 return Err(Error::Store(StoreError::Unknown(message)));
             }
-            outcome => outcome?,
+            settled => settled?,
         },
         () = shared.cut.cancelled() => {
             let message = format!("the coordinator left before the store answered whether {batch} is made");
             return Err(Error::Store(StoreError::Unknown(message)));
         }
     };
-    if let TxnOutcome::Applied(epoch) = outcome {
+    if let (TxnOutcome::Applied(epoch), _) = settled {
         tracing::info!(batch.id = %batch, "batch created");
         tokio::select! {
             biased;
@@ -106,5 +153,5 @@ async fn make(shared: Arc<Shared>, batch: BatchKey, txn: Txn, term: Term) -> Res
             () = shared.cut.cancelled() => {}
         }
     }
-    Ok(outcome)
+    Ok(settled)
 }

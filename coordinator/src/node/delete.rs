@@ -4,7 +4,8 @@ use super::Node;
 use crate::driver::ledger;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{RangeOptions, Txn, commit};
+use crate::store::{RangeOptions, Txn, TxnOutcome, commit};
+use tranche_proto::stored::Stored;
 use tranche_proto::v1;
 
 /// Keys deleted by one transaction.
@@ -12,7 +13,8 @@ const CHUNK: usize = 100;
 
 impl Node {
     /// Deletes the records of a batch that ended. The state goes last: until then a delete that was
-    /// interrupted can be repeated.
+    /// interrupted can be repeated. The transaction that made the batch may still be on its way a second time: a
+    /// record of the deletion, which it compares, keeps it from making the batch again.
     pub async fn delete(&self, batch: &BatchKey) -> Result<(), Error> {
         let view = self.stored_view(batch).await?;
         if !view.state.swept {
@@ -36,20 +38,30 @@ impl Node {
             }
         }
         self.shared.objects.delete_batch(batch).await?;
-        let mut txn = Txn::new()
-            .delete(keys::decision(batch))
-            .delete(keys::cutoff(batch))
-            .delete(keys::spec(batch))
-            .delete(keys::state(batch));
-        if !view.spec.request_id.is_empty() {
-            let request = keys::request(&batch.namespace, &view.spec.request_id);
-            if let Some(entry) = store.get(&request).await?
-                && ledger::decode::<v1::RequestRecord>(&entry)?.value.batch == batch.to_string()
-            {
-                txn = txn.delete(request);
+        while let Some(state) = store.get(&keys::state(batch)).await? {
+            let request_id = &view.spec.request_id;
+            let record = v1::DeletionRecord { batch: batch.to_string() };
+            // The request id may be used again from here on: a late copy must not delete what that makes.
+            let mut txn = Txn::new()
+                .created(keys::state(batch), state.create_revision)
+                .put(keys::deletion(batch, request_id), Stored::new(record).encode())
+                .delete(keys::decision(batch))
+                .delete(keys::cutoff(batch))
+                .delete(keys::spec(batch))
+                .delete(keys::state(batch));
+            if !request_id.is_empty() {
+                let request = keys::request(&batch.namespace, request_id);
+                if let Some(entry) = store.get(&request).await?
+                    && ledger::decode::<v1::RequestRecord>(&entry)?.value.batch == batch.to_string()
+                {
+                    txn = txn.delete(request);
+                }
+            }
+            // Refused: another call deleted it, or this one did and another deletion was recorded since.
+            if let TxnOutcome::Applied(_) = commit::commit(store, &txn).await? {
+                break;
             }
         }
-        commit::commit(store, &txn).await?;
         tracing::info!(batch.id = %batch, "batch deleted");
         Ok(())
     }

@@ -10,7 +10,8 @@
 //! * **What several may write carries a nonce.** A decision, a request record, a lock: two writers never
 //!   put the same bytes, so that another's write isn't taken for ours.
 //! * **Its own success makes it fail.** It compares the revision of what it changes, so that a copy
-//!   that arrives late changes nothing.
+//!   that arrives late changes nothing. One that makes a batch compares that there is none, which holds again
+//!   once the batch was deleted: so it compares the last deletion too ([`super::keys::deletion`]).
 //!
 //! A transaction that only deletes leaves nothing to be known by. It is sent again; when it is refused
 //! then, and the keys are gone, and only compares of those very keys don't hold, it is taken for
@@ -46,26 +47,37 @@ pub async fn commit(store: &dyn Store, txn: &Txn) -> Result<TxnOutcome, StoreErr
     commit_within(store, txn, COMMIT_LIMIT).await
 }
 
+/// The same, and tells whether an answer was lost on the way. A refusal leaves no doubt only when none was:
+/// otherwise the transaction may have been carried out, and what it put changed or deleted since.
+///
+/// # Errors
+/// As [`commit`].
+pub async fn commit_telling(store: &dyn Store, txn: &Txn) -> Result<(TxnOutcome, bool), StoreError> {
+    let mut doubt = None;
+    let outcome = settle(store, txn, COMMIT_LIMIT, PAUSES, &mut doubt).await?;
+    Ok((outcome, doubt.is_some()))
+}
+
 /// The same within another limit. The last call is not cut off by it: it has a limit of its own.
 ///
 /// # Errors
 /// As [`commit`].
 pub async fn commit_within(store: &dyn Store, txn: &Txn, limit: Duration) -> Result<TxnOutcome, StoreError> {
-    settle(store, txn, limit, PAUSES).await
+    settle(store, txn, limit, PAUSES, &mut None).await
 }
 
+/// `doubt` is set once an answer was lost: that attempt may have been carried out.
 async fn settle(
     store: &dyn Store,
     txn: &Txn,
     limit: Duration,
     pauses: ExponentialBuilder,
+    doubt: &mut Option<String>,
 ) -> Result<TxnOutcome, StoreError> {
     let deadline = Instant::now() + limit;
     let mut pauses = pauses.build();
-    // An earlier attempt may have been carried out.
-    let mut doubt = None;
     loop {
-        let failure = match attempt(store, txn, &mut doubt).await {
+        let failure = match attempt(store, txn, doubt).await {
             // Somebody has to make room first; the caller may have better to do than to wait.
             full @ Err(StoreError::Full(_)) if doubt.is_none() => return full,
             Err(failure) if failure.retryable() => failure,
@@ -73,7 +85,7 @@ async fn settle(
         };
         let pause = pauses.next().unwrap_or_default();
         if Instant::now() + pause >= deadline {
-            return Err(doubt.map_or(failure, StoreError::Unknown));
+            return Err(doubt.take().map_or(failure, StoreError::Unknown));
         }
         tracing::debug!(error = %failure, in_doubt = doubt.is_some(), "transaction is tried again");
         sleep(pause).await;

@@ -54,6 +54,10 @@ pub const LOCKS: &str = "locks/";
 /// Prefix of the decisions of all batches.
 pub const DECISIONS: &str = "decisions/";
 
+/// Records of deletions that there are at most. Few enough to stay for ever, and so many that a create seldom meets
+/// the deletion of a batch that it has nothing to do with.
+const DELETIONS: u32 = 256;
+
 /// A coordinator.
 pub fn coordinator(id: &str) -> String {
     format!("{COORDINATORS}{id}")
@@ -101,4 +105,31 @@ pub fn range(batch: &BatchKey, first: u64) -> String {
 /// Which batch a request made.
 pub fn request(namespace: &str, request_id: &str) -> String {
     format!("requests/{namespace}/{request_id}")
+}
+/// Changes with the deletion of this batch, of every other one that its request made, and of some that have nothing
+/// to do with it. `request_id` may be empty.
+pub fn deletion(batch: &BatchKey, request_id: &str) -> String {
+    let name = if request_id.is_empty() { format!("{batch}") } else { request(&batch.namespace, request_id) };
+    // All versions must come to the same: it never changes.
+    format!("deletions/{:02x}", crc32c::crc32c(name.as_bytes()) % DELETIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn all_versions_name_the_same_deletion() {
+        let batch = BatchKey::new("default", "one");
+        assert_eq!(deletion(&batch, ""), "deletions/b4");
+        assert_eq!(deletion(&batch, "nightly"), "deletions/83");
+        assert_eq!(deletion(&BatchKey::new("default", "two"), "nightly"), "deletions/83");
+    }
+
+    #[test]
+    fn batches_without_a_request_are_spread_over_all_deletions() {
+        let names = (0..10_000).map(|n| deletion(&BatchKey::new("default", format!("{n:08x}")), ""));
+        assert_eq!(names.collect::<BTreeSet<_>>().len(), DELETIONS as usize);
+    }
 }

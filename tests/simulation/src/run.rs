@@ -136,10 +136,14 @@ impl Conductor {
                 return;
             }
             if over.is_none() && self.healed && self.is_over() {
-                over = Some(now + AFTERWARDS);
+                over = Some(now.max(self.world.lock().store.late_until) + AFTERWARDS);
             }
             if over.is_some_and(|at| now >= at) {
-                return;
+                if self.is_over() {
+                    return;
+                }
+                // What came late began something anew.
+                over = None;
             }
             if now >= limit {
                 let text = self.what_is_open();

@@ -3,7 +3,7 @@
 use tranche_guards::Guard;
 use tranche_sim::run_seeds;
 
-/// Seeds within which each guard is missed. The rarest needs about 700.
+/// Seeds within which each guard is missed. The rarest needs about 800.
 const WITHIN: u64 = 4000;
 
 /// Guards of real files, which there are none of here: `worker/src/handlers/object/tests/durable.rs` misses them.

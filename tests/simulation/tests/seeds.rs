@@ -10,6 +10,7 @@ const ALL_FAULTS: u64 = 2000;
 const FOUND: &[(u64, &str)] = &[
     (900_941, "a beaten worker that is heard, says no word and ends with a write that hangs: no late sweep"),
     (1924, "a beaten worker that comes back after the end and dies: no late sweep"),
+    (701_228, "a late copy of the transaction that made a batch makes it again, after it was deleted"),
 ];
 
 #[test]

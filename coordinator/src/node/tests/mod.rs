@@ -2,6 +2,7 @@
 
 mod damaged;
 mod decide;
+mod deleted;
 mod fake;
 mod leaving;
 mod lost;

@@ -3,8 +3,8 @@
 use crate::store::embedded::Embedded;
 use crate::store::keys;
 use crate::store::{
-    Entry, Page, RangeOptions, Revision, Session, SessionId, Store, StoreError, Txn, TxnOutcome, WATCH_BOUND,
-    Watch, WatchEvent,
+    Entry, Op, Page, RangeOptions, Revision, Session, SessionId, Store, StoreError, Txn, TxnOutcome,
+    WATCH_BOUND, Watch, WatchEvent,
 };
 use async_trait::async_trait;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 enum Then {
     Fail(StoreError),
     Panic,
+    /// It is carried out, its answer is lost.
+    Lose,
     /// It is carried on only when the second is sent (or dropped).
     Wait(oneshot::Sender<()>, oneshot::Receiver<()>),
 }
@@ -46,6 +48,7 @@ pub(super) struct Troubled {
     traps: Mutex<Vec<Trap>>,
     decisions: AtomicUsize,
     overslept: AtomicBool,
+    sent: Mutex<Vec<Txn>>,
     watches: Mutex<Vec<(String, mpsc::Sender<WatchEvent>)>>,
 }
 
@@ -56,6 +59,7 @@ impl Troubled {
             traps: Mutex::default(),
             decisions: AtomicUsize::default(),
             overslept: AtomicBool::default(),
+            sent: Mutex::default(),
             watches: Mutex::default(),
         })
     }
@@ -77,6 +81,22 @@ impl Troubled {
     /// Whoever makes the next call that begins like this panics.
     pub(super) fn panic(&self, call: &str) {
         self.set(call, Then::Panic);
+    }
+
+    /// The next transaction that begins like this is carried out, and whoever sent it isn't told.
+    pub(super) fn lose(&self, call: &str) {
+        self.set(call, Then::Lose);
+    }
+
+    /// The newest transaction that was sent and begins like this, whatever became of it.
+    pub(super) fn sent(&self, call: &str) -> Txn {
+        let sent = self.sent.lock().unwrap();
+        sent.iter().rfind(|txn| name_of(txn).starts_with(call)).expect("it was sent").clone()
+    }
+
+    /// A copy of a transaction comes to the store only now.
+    pub(super) async fn late(&self, txn: &Txn) -> TxnOutcome {
+        self.inner.txn(txn).await.expect("answered")
     }
 
     /// The next call that begins like this waits.
@@ -110,22 +130,29 @@ impl Troubled {
         self.inner.range(prefix, RangeOptions::default()).await.expect("listed").entries.len()
     }
 
-    async fn pass(&self, call: &str) -> Result<(), StoreError> {
+    /// False: its answer is to be lost.
+    async fn pass(&self, call: &str) -> Result<bool, StoreError> {
         let trap = {
             let mut traps = self.traps.lock().unwrap();
             traps.iter().position(|trap| call.starts_with(&trap.call)).map(|at| traps.remove(at))
         };
         match trap.map(|trap| trap.then) {
-            None => Ok(()),
+            None => Ok(true),
+            Some(Then::Lose) => Ok(false),
             Some(Then::Fail(error)) => Err(error),
             Some(Then::Panic) => panic!("by order of the test"),
             Some(Then::Wait(there, go)) => {
                 let _ = there.send(());
                 let _ = go.await;
-                Ok(())
+                Ok(true)
             }
         }
     }
+}
+
+/// What a transaction is called here.
+fn name_of(txn: &Txn) -> String {
+    format!("txn {}", txn.ops.first().map_or("", Op::key))
 }
 
 #[async_trait]
@@ -141,12 +168,14 @@ impl Store for Troubled {
     }
 
     async fn txn(&self, txn: &Txn) -> Result<TxnOutcome, StoreError> {
-        if let Some(op) = txn.ops.first() {
-            let decides = usize::from(op.key().starts_with(keys::DECISIONS));
-            self.decisions.fetch_add(decides, Ordering::Relaxed);
-            self.pass(&format!("txn {}", op.key())).await?;
-        }
-        self.inner.txn(txn).await
+        self.sent.lock().unwrap().push(txn.clone());
+        let name = name_of(txn);
+        let decides =
+            usize::from(name.strip_prefix("txn ").is_some_and(|key| key.starts_with(keys::DECISIONS)));
+        self.decisions.fetch_add(decides, Ordering::Relaxed);
+        let told = self.pass(&name).await?;
+        let outcome = self.inner.txn(txn).await;
+        if told { outcome } else { Err(StoreError::Unknown("by order of the test".to_owned())) }
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {

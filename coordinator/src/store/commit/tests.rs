@@ -123,7 +123,7 @@ async fn embedded() -> (tempfile::TempDir, Arc<Embedded>) {
 }
 
 async fn settled(store: &Faulty, txn: &Txn) -> TxnOutcome {
-    settle(store, txn, LIMIT, QUICK).await.unwrap()
+    settle(store, txn, LIMIT, QUICK, &mut None).await.unwrap()
 }
 
 /// One owner moves two records on, makes and deletes a third: the outcome told is always the truth.
@@ -240,7 +240,7 @@ async fn the_limit_is_kept_and_told() {
     for seed in 0..20 {
         dead.state.lock().unwrap().0 = Dice::new(seed);
         let before = inner.get("x").await.unwrap();
-        match settle(&dead, &txn, limit, QUICK).await {
+        match settle(&dead, &txn, limit, QUICK, &mut None).await {
             Err(StoreError::Unknown(_)) => {}
             Err(StoreError::Unavailable(_)) => assert_eq!(inner.get("x").await.unwrap(), before),
             other => panic!("seed {seed}: {other:?}"),

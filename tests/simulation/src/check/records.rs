@@ -28,7 +28,7 @@ impl Inner {
         let batch = name_of(tail);
         let deleted = value.is_none();
         let mut normal: Vec<u8> = value.map(|value| value.to_vec()).unwrap_or_default();
-        if kind == "coordinators" || kind == "requests" {
+        if matches!(kind, "coordinators" | "requests" | "deletions") {
             self.trace.hash(now, key, &normal);
             if kind == "requests" && deleted {
                 self.check.requests.remove(key);

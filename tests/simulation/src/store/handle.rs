@@ -41,13 +41,6 @@ enum What {
     Read,
     /// It changes something.
     Change,
-    /// It makes a batch. That isn't carried out late: only the absence of the batch's keys is compared, and they
-    /// are absent again once the batch was deleted.
-    Create,
-}
-
-fn makes_a_batch(txn: &Txn) -> bool {
-    txn.ops.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with("specs/")))
 }
 
 /// A coordinator's handle on the store.
@@ -125,14 +118,15 @@ async fn call<T: Send + 'static>(
             (Fate::Never, _) => inner.never.push(Box::new(reply)),
             // The bytes wait in a socket, and arrive when the network is back: or never.
             (_, Some(until)) => {
-                if inner.rng.bool() && what != What::Create {
+                if inner.rng.bool() {
                     let pause = inner.ms(0, 100);
-                    inner.at(until + pause, move |inner| drop(work(inner)));
+                    inner.late(until + pause, work);
                 }
                 inner.never.push(Box::new(reply));
             }
             (Fate::Late(pause), None) => {
-                inner.after(pause, move |inner| drop(work(inner)));
+                let at = inner.now + pause;
+                inner.late(at, work);
                 inner.never.push(Box::new(reply));
             }
             (Fate::Lost, None) => {
@@ -176,6 +170,12 @@ async fn call<T: Send + 'static>(
 }
 
 impl Inner {
+    /// A call is carried out at a time when nobody waits for it any more.
+    fn late<T>(&mut self, at: At, work: impl FnOnce(&mut Inner) -> T + Send + 'static) {
+        self.store.late_until = self.store.late_until.max(at);
+        self.at(at, move |inner| drop(work(inner)));
+    }
+
     fn fate(&mut self, host: HostId, what: What) -> Fate {
         if self.is_cut_off(host) {
             // A third of the calls notices at once.
@@ -192,7 +192,7 @@ impl Inner {
             self.count(Count::ReadLost);
             return Fate::Never;
         }
-        match self.rng.u8(0..if what == What::Create { 2 } else { 3 }) {
+        match self.rng.u8(0..3) {
             0 => {
                 self.count(Count::AnswerLost);
                 Fate::Lost
@@ -203,7 +203,9 @@ impl Inner {
             }
             _ => {
                 self.count(Count::AnswerLate);
-                Fate::Late(self.ms(20, 4000))
+                // Some are on their way for longer than a batch lives.
+                let most = if self.rng.u8(0..4) == 0 { 20_000 } else { 4000 };
+                Fate::Late(self.ms(20, most))
             }
         }
     }
@@ -234,8 +236,7 @@ impl Store for SimStore {
         }
         let sent = txn;
         let (by, txn) = (Writer::Coordinator(self.host, self.life), txn.clone());
-        let what = if makes_a_batch(&txn) { What::Create } else { What::Change };
-        let done = call(&self.world, self.host, self.life, what, move |inner| inner.commit(&by, &txn)).await;
+        let done = self.call(true, move |inner| inner.commit(&by, &txn)).await;
         match done {
             Ok(outcome) => outcome,
             Err(Failure::Unavailable) => Err(StoreError::Unavailable("simulated".into())),

@@ -44,6 +44,8 @@ pub(crate) struct Core {
     /// The sessions that are open.
     pub sessions: BTreeMap<i64, Alive>,
     next_session: i64,
+    /// When the last call arrives that is on its way.
+    pub late_until: At,
     watches: BTreeMap<u64, Watched>,
     next_watch: u64,
 }
