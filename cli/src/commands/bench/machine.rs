@@ -82,7 +82,7 @@ impl Machine {
         })
     }
 
-    /// Two lines for people, and one for each thing that makes the figures worth less.
+    /// Two lines for people, and the warnings.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = vec![
             format!(
@@ -102,14 +102,16 @@ impl Machine {
                 Unit::Bytes.show(self.disk.append_rate),
             ),
         ];
-        if cfg!(debug_assertions) {
-            lines
-                .push("a debug build: ten times slower than a release build; no target is judged".to_owned());
-        }
-        if self.in_memory() {
-            lines.push("the folder is in memory: nothing is durable there, so no target is judged; name one on a disk with --dir".to_owned());
-        }
+        lines.extend(self.warnings());
         lines
+    }
+
+    /// A line for each thing that makes the figures worth less.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let debug = "a debug build, ten times slower than a release build: no target is judged";
+        let memory = "the folder is in memory, where nothing is durable: no target is judged (--dir FOLDER)";
+        let warnings = [(cfg!(debug_assertions), debug), (self.in_memory(), memory)];
+        warnings.iter().filter(|(is_so, _)| *is_so).map(|(_, text)| (*text).to_owned()).collect()
     }
 }
 

@@ -150,8 +150,9 @@ async fn measure(global: &Global, BenchArgs { options, command }: BenchArgs) -> 
     Err(error)
 }
 
-/// The words of this command line after `bench`.
+/// The words of this command line after `bench`, without those that only say how to print.
 fn words() -> String {
-    let words: Vec<String> = std::env::args().skip_while(|word| word != "bench").skip(1).collect();
-    words.join(" ")
+    let words = std::env::args().skip_while(|word| word != "bench").skip(1);
+    let printing = |word: &String| word == "--check" || word.starts_with("--json");
+    words.filter(|word| !printing(word)).collect::<Vec<_>>().join(" ")
 }

@@ -89,8 +89,8 @@ impl Session {
         let folder = folder.map_err(|e| CliError::caused(format!("no folder in {}", base.display()), &e))?;
         let machine = Machine::describe(folder.path()).await?;
         let session = Self { folder, machine, quiet };
-        session.machine.lines().iter().for_each(|line| session.tell(line));
-        session.tell(&format!("files: {}", session.folder.path().display()));
+        session.tell(&format!("files in {}", session.folder.path().display()));
+        session.machine.warnings().iter().for_each(|line| session.tell(line));
         Ok(session)
     }
 
