@@ -34,9 +34,9 @@ struct Line {
 }
 
 /// Runs them; one that fails is a line of the table and doesn't end the others.
-pub(super) async fn run(session: &Session, args: &AllArgs, runs: Option<u32>) -> Result<Vec<RowReport>> {
+pub(super) async fn run(session: &Session, rows: &[&str], runs: Option<u32>) -> Result<Vec<RowReport>> {
     let mut reports = Vec::new();
-    for row in chosen(args)? {
+    for &row in rows {
         let Line { options, command } = parse(row)?;
         match one(session, row, options.runs.or(runs).unwrap_or(RUNS), &command).await {
             Ok(report) => reports.push(report),
@@ -50,7 +50,8 @@ pub(super) async fn run(session: &Session, args: &AllArgs, runs: Option<u32>) ->
     Ok(reports)
 }
 
-fn chosen(args: &AllArgs) -> Result<Vec<&'static str>> {
+/// The command lines of the benches that are asked for.
+pub(super) fn chosen(args: &AllArgs) -> Result<Vec<&'static str>> {
     let name = |row: &str| row.split(' ').next().unwrap_or_default().to_owned();
     if let Some(unknown) = args.only.iter().find(|only| ROWS.iter().all(|row| name(row) != **only)) {
         return Err(CliError::usage(format!("there is no bench {unknown}")));

@@ -33,6 +33,7 @@ mod append;
 mod cluster;
 mod etcd;
 mod figure;
+mod fleet;
 mod latency;
 mod machine;
 mod noop;
@@ -97,6 +98,8 @@ pub(crate) enum BenchCommand {
     Append(append::AppendArgs),
     /// A batch of one task on an idle system, from its creation to COMMITTED.
     Latency(latency::LatencyArgs),
+    /// One coordinator with very many workers.
+    Fleet(fleet::FleetArgs),
 }
 
 /// One row's runs. `line` is its command line after `tranche bench`.
@@ -106,6 +109,7 @@ async fn one(session: &Session, line: &str, runs: u32, command: &BenchCommand) -
         BenchCommand::Noop(row) => session.repeat(line, runs, row).await,
         BenchCommand::Append(row) => session.repeat(line, runs, row).await,
         BenchCommand::Latency(row) => session.repeat(line, runs, row).await,
+        BenchCommand::Fleet(row) => session.repeat(line, runs, row).await,
     }
 }
 
@@ -120,9 +124,11 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> Result<i32> {
 
 async fn measure(global: &Global, BenchArgs { options, command }: BenchArgs) -> Result<i32> {
     let only_json = options.json == Some(None) || (options.json.is_none() && global.output == Output::Json);
+    // What is typed wrong is said at once.
+    let chosen = if let BenchCommand::All(args) = &command { all::chosen(args)? } else { Vec::new() };
     let session = Session::open(options.dir.as_deref(), only_json).await?;
     let rows = match &command {
-        BenchCommand::All(args) => all::run(&session, args, options.runs).await?,
+        BenchCommand::All(_) => all::run(&session, &chosen, options.runs).await?,
         command => vec![one(&session, &words(), options.runs.unwrap_or(RUNS), command).await?],
     };
     let json = report::json(&session.machine, &rows);

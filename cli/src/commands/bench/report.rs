@@ -101,32 +101,31 @@ pub(super) fn json(machine: &Machine, rows: &[RowReport]) -> Value {
     json!({"machine": machine.json(), "rows": rows.iter().map(RowReport::json).collect::<Vec<_>>()})
 }
 
-/// One table of all rows.
+/// One table of all rows: under each command line its figures.
 pub(super) fn table(rows: &[RowReport]) -> Vec<String> {
-    let mut table = Table::new(&["BENCH", "FIGURE", "MIN#", "MEDIAN#", "MAX#", "TARGET", "MET"]);
-    for row in rows {
-        let mut command = row.command.as_str();
-        if row.error.is_some() {
-            table.row(vec![command.to_owned(), "failed".to_owned()]);
-            continue;
-        }
-        for figure in &row.figures {
-            let show = |value: f64| if value.is_nan() { "?".to_owned() } else { figure.unit.show(value) };
-            table.row(vec![
-                std::mem::take(&mut command).to_owned(),
-                figure.name.clone(),
-                show(figure.min()),
-                show(figure.median()),
-                show(figure.max()),
-                figure.target.map(|target| target.show(figure.unit)).unwrap_or_default(),
-                figure.met().map(|met| if met { "yes" } else { "NO" }.to_owned()).unwrap_or_default(),
-            ]);
-        }
+    let mut table = Table::new(&["", "MIN#", "MEDIAN#", "MAX#", "TARGET", "MET"]);
+    for figure in rows.iter().flat_map(|row| &row.figures) {
+        let show = |value: f64| if value.is_nan() { "?".to_owned() } else { figure.unit.show(value) };
+        table.row(vec![
+            format!("  {}", figure.name),
+            show(figure.min()),
+            show(figure.median()),
+            show(figure.max()),
+            figure.target.map(|target| target.show(figure.unit)).unwrap_or_default(),
+            figure.met().map(|met| if met { "yes" } else { "NO" }.to_owned()).unwrap_or_default(),
+        ]);
     }
-    table.lines()
+    let mut lines = table.lines().into_iter();
+    let mut out: Vec<String> = lines.next().into_iter().collect();
+    for row in rows {
+        let failed = row.error.as_ref().map_or("", |_| ": failed");
+        out.push(format!("{}{failed}", row.command));
+        out.extend(lines.by_ref().take(row.figures.len()));
+    }
+    out
 }
 
-/// `MISSED: noop: etcd transactions: 612, target < 500`, one line for each.
+/// `missed: noop: etcd transactions: 612, target < 500`, one line for each.
 pub(super) fn missed(rows: &[RowReport]) -> Vec<String> {
     let line = |row: &RowReport, figure: &Summary| {
         let target = figure.target.map(|target| target.show(figure.unit)).unwrap_or_default();
@@ -162,11 +161,12 @@ mod tests {
         assert_eq!(
             table(&[row(true), RowReport::failed("object".into(), "no room".into())]),
             [
-                "BENCH   FIGURE                MIN  MEDIAN     MAX  TARGET                MET",
-                "noop    whole                90/s   150/s   160/s  ≥ 100/s (goal 200/s)  yes",
-                "        etcd transactions     499     500     600  < 500                 NO",
-                "        peak memory        106 MB  106 MB  106 MB",
-                "object  failed",
+                "                        MIN  MEDIAN     MAX  TARGET                MET",
+                "noop",
+                "  whole                90/s   150/s   160/s  ≥ 100/s (goal 200/s)  yes",
+                "  etcd transactions     499     500     600  < 500                 NO",
+                "  peak memory        106 MB  106 MB  106 MB",
+                "object: failed",
             ]
             .map(str::to_owned)
         );

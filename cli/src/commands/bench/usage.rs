@@ -46,20 +46,28 @@ pub(super) fn between(before: &[Usage], after: &[Usage]) -> Vec<Usage> {
     after.iter().map(spent).collect()
 }
 
-/// Processor seconds of each process and of all, and the peaks of memory.
+/// Processor seconds (of the workers together), and the peaks of memory. The JSON has each process.
 pub(super) fn figures(spent: &[Usage]) -> Vec<Figure> {
-    let mut figures: Vec<Figure> =
-        spent.iter().map(|one| Figure::seconds(format!("CPU {}", one.name), one.cpu())).collect();
+    let of = |what: &'static str| spent.iter().filter(move |one| one.name.starts_with(what));
+    let mut figures = Vec::new();
+    for (what, name) in [
+        ("client", "CPU client"),
+        ("coordinator", "CPU coordinator"),
+        ("worker", "CPU workers"),
+        ("etcd", "CPU etcd"),
+    ] {
+        if of(what).next().is_some() {
+            figures.push(Figure::seconds(name, of(what).map(Usage::cpu).sum()));
+        }
+    }
     figures.push(Figure::seconds("CPU of all", spent.iter().map(Usage::cpu).sum()));
-    let peak =
-        |of: &str| spent.iter().filter(|one| one.name.starts_with(of)).map(|one| one.peak_memory).max();
     for (what, name) in [
         ("coordinator", "coordinator peak memory"),
         ("worker", "worker peak memory (largest)"),
         ("etcd", "etcd peak memory"),
         ("client", "client peak memory"),
     ] {
-        figures.extend(peak(what).map(|bytes| Figure::bytes(name, bytes)));
+        figures.extend(of(what).map(|one| one.peak_memory).max().map(|bytes| Figure::bytes(name, bytes)));
     }
     figures
 }
@@ -109,7 +117,10 @@ mod tests {
         assert_eq!(spent.iter().map(Usage::cpu).collect::<Vec<_>>(), [1.5, 0.5, 0.25]);
         let figures = figures(&spent);
         let value = |name: &str| figures.iter().find(|f| f.name == name).map(|f| f.value);
-        assert_eq!(value("CPU of all"), Some(2.25));
+        assert_eq!(
+            (value("CPU of all"), value("CPU workers"), value("CPU etcd")),
+            (Some(2.25), Some(0.75), None)
+        );
         assert_eq!(value("worker peak memory (largest)"), Some(9.0));
         assert_eq!(value("etcd peak memory"), None);
     }
