@@ -132,12 +132,19 @@ impl Cluster {
     }
 
     /// Does `work`; an error as soon as one of the processes ends.
-    pub(super) async fn while_alive<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) fn while_alive<'a, T: 'a>(
+        &'a mut self,
+        work: impl Future<Output = Result<T>> + 'a,
+    ) -> impl Future<Output = Result<T>> + 'a {
+        // An append is a large future; here it is moved out of the way once for all rows.
+        let work = Box::pin(work);
         let all = self.workers.iter_mut().chain([&mut self.coordinator.process]).chain(self.etcd.as_mut());
         let ended = select_all(all.map(|process| Box::pin(process.ended())));
-        tokio::select! {
-            done = work => done,
-            (failure, ..) = ended => Err(failure),
+        async {
+            tokio::select! {
+                done = work => done,
+                (failure, ..) = ended => Err(failure),
+            }
         }
     }
 

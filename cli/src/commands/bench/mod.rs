@@ -37,13 +37,14 @@ mod fleet;
 mod latency;
 mod machine;
 mod noop;
+mod object;
 mod process;
 mod report;
 mod runs;
 mod tasks;
 mod usage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -81,8 +82,15 @@ struct Options {
     #[arg(long, global = true, value_name = "FOLDER")]
     dir: Option<PathBuf>,
     /// Prints nothing but one JSON object; with `--json=FILE`, writes it there beside the table.
-    #[arg(long, global = true, value_name = "FILE", num_args = 0..=1, require_equals = true)]
-    json: Option<Option<PathBuf>>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "-"
+    )]
+    json: Option<PathBuf>,
     /// Exits with 1 if a target is missed.
     #[arg(long, global = true)]
     check: bool,
@@ -100,6 +108,8 @@ pub(crate) enum BenchCommand {
     Latency(latency::LatencyArgs),
     /// One coordinator with very many workers.
     Fleet(fleet::FleetArgs),
+    /// Import files into a library folder, beside `cp -r` and `sync` of the same files.
+    Object(object::ObjectArgs),
 }
 
 /// One row's runs. `line` is its command line after `tranche bench`.
@@ -110,6 +120,7 @@ async fn one(session: &Session, line: &str, runs: u32, command: &BenchCommand) -
         BenchCommand::Append(row) => session.repeat(line, runs, row).await,
         BenchCommand::Latency(row) => session.repeat(line, runs, row).await,
         BenchCommand::Fleet(row) => session.repeat(line, runs, row).await,
+        BenchCommand::Object(args) => session.repeat(line, runs, &object::Object::new(args.clone())).await,
     }
 }
 
@@ -123,7 +134,8 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> Result<i32> {
 }
 
 async fn measure(global: &Global, BenchArgs { options, command }: BenchArgs) -> Result<i32> {
-    let only_json = options.json == Some(None) || (options.json.is_none() && global.output == Output::Json);
+    let file = options.json.as_ref().filter(|file| **file != Path::new("-"));
+    let only_json = file.is_none() && (options.json.is_some() || global.output == Output::Json);
     // What is typed wrong is said at once.
     let chosen = if let BenchCommand::All(args) = &command { all::chosen(args)? } else { Vec::new() };
     let session = Session::open(options.dir.as_deref(), only_json).await?;
@@ -132,7 +144,7 @@ async fn measure(global: &Global, BenchArgs { options, command }: BenchArgs) -> 
         command => vec![one(&session, &words(), options.runs.unwrap_or(RUNS), command).await?],
     };
     let json = report::json(&session.machine, &rows);
-    if let Some(Some(file)) = &options.json {
+    if let Some(file) = file {
         std::fs::write(file, format!("{json:#}\n"))
             .map_err(|e| CliError::caused(format!("cannot write {}", file.display()), &e))?;
     }

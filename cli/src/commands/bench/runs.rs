@@ -108,7 +108,7 @@ impl Session {
             let folder = self.folder.path().join("run");
             std::fs::create_dir(&folder)?;
             let context = Context::new(folder, self.quiet);
-            let one = row.run(&context).await?;
+            let one = Box::pin(row.run(&context)).await?;
             if let Some(figure) = one.figures.first() {
                 context.tell(&format!("{}: {}", figure.name, figure.unit.show(figure.value)));
             }

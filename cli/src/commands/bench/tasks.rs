@@ -6,7 +6,7 @@ use tonic::codegen::Bytes;
 use tranche_client::v1;
 
 /// Payloads are cut from blocks of about so many bytes, so that not each is an allocation of its own.
-const BLOCK_BYTES: usize = 64 * 1024;
+const BLOCK_BYTES: i64 = 64 * 1024;
 
 /// Tasks that are made to learn what making one costs.
 const PROBE: i64 = 200_000;
@@ -16,7 +16,7 @@ const PROBE: i64 = 200_000;
 /// are alike, and nothing on the way gains by compressing them.
 pub(super) fn tasks(count: i64, payload: u32) -> impl Iterator<Item = v1::Task> + Send {
     let size = payload as usize;
-    let each = (BLOCK_BYTES / size.max(1)).max(1) as i64;
+    let each = (BLOCK_BYTES / i64::from(payload).max(1)).max(1);
     let mut key = Decimal::default();
     let mut block = Bytes::new();
     (1..=count).map(move |n| {
@@ -107,7 +107,9 @@ mod tests {
     fn payloads_are_not_filler() {
         let bytes: Vec<u8> = tasks(1_000, 100).flat_map(|task| task.payload[8..].to_vec()).collect();
         let mut seen = [0_usize; 256];
-        bytes.iter().for_each(|byte| seen[usize::from(*byte)] += 1);
+        for byte in &bytes {
+            seen[usize::from(*byte)] += 1;
+        }
         let mean = bytes.len() / 256;
         assert!(seen.iter().all(|n| (mean / 2..mean * 2).contains(n)), "{seen:?}");
     }
