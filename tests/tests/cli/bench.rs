@@ -1,5 +1,6 @@
-//! A million tasks through one coordinator.
+//! The benches, run as tests: their counts, not their speed.
 
+use serde_json::Value;
 use tranche_tests::process::program;
 use tranche_tests::run;
 
@@ -20,4 +21,35 @@ async fn i10_a_million_tasks_go_through_in_bounded_memory() {
     let transactions = report["etcd_transactions"].as_u64().expect("a count");
     assert!((1..500).contains(&transactions), "{transactions}: etcd is written per range, not per task");
     eprintln!("{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bench_prints_a_table_and_writes_json() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("figures.json");
+    let json = format!("--json={}", file.display());
+    let dir = folder.path().to_str().expect("UTF-8");
+    let words = ["bench", "append", "--tasks", "20000", "--runs", "2", "--dir", dir, &json];
+    let ran = run(&program("tranche"), &words, "").await.exits(0);
+    let table: Vec<&str> = ran.stdout.lines().collect();
+    let at = table.iter().position(|line| line.starts_with("append --tasks 20000 --runs 2"));
+    let headline = at.and_then(|at| table.get(at + 1)).expect("a headline below the command line");
+    assert!(headline.starts_with("  durable and sealed "), "{}", ran.stdout);
+
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).expect("the file")).expect("JSON");
+    let figures = report["figures"].as_array().expect("figures");
+    for figure in figures {
+        let [min, median, max] = ["min", "median", "max"].map(|key| figure[key].as_f64().expect("a number"));
+        assert!(min <= median && median <= max, "{figure}");
+        assert_eq!(figure["values"].as_array().map(Vec::len), Some(2), "{figure}");
+        assert_eq!(figure["met"], Value::Null, "no target is about 20,000 tasks: {figure}");
+    }
+    let transactions = figures.iter().find(|figure| figure["name"] == "etcd transactions").expect("a count");
+    assert!(
+        transactions["max"].as_f64().expect("a number") < 100.0,
+        "per segment, not per task: {transactions}"
+    );
+    assert_eq!(report["machine"]["release_build"], cfg!(not(debug_assertions)), "{report}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("the folder").collect();
+    assert_eq!(left.len(), 1, "nothing but the figures is left: {left:?}");
 }

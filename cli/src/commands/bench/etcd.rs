@@ -35,15 +35,16 @@ pub(super) async fn version() -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("etcd Version:")).map(|version| version.trim().to_owned())
 }
 
-/// TRANCHE_ETCD, `.tools/bin/etcd` here or in a folder above, or PATH.
+/// TRANCHE_ETCD, `.tools/bin/etcd` here, beside this binary or in a folder above, or PATH.
 fn find() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("TRANCHE_ETCD") {
         let path = PathBuf::from(path);
         let missing = || CliError::new(format!("TRANCHE_ETCD names {}, which is no file", path.display()));
         return if path.is_file() { Ok(path) } else { Err(missing()) };
     }
-    let here = std::env::current_dir()?;
-    let tools = here.ancestors().map(|folder| folder.join(".tools/bin/etcd"));
+    // A bench may be started from anywhere: its own folder is looked at too.
+    let (here, own) = (std::env::current_dir()?, std::env::current_exe()?);
+    let tools = here.ancestors().chain(own.ancestors()).map(|folder| folder.join(".tools/bin/etcd"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|folder| folder.join("etcd"));
     tools.chain(on_path).find(|path| path.is_file()).ok_or_else(|| {
