@@ -5,9 +5,9 @@ use super::records;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Entry, RangeOptions, Revision, Store, Txn};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tranche_engine::{Cutoff, Epoch, Records, Write};
+use tranche_engine::{Cutoff, Epoch, RangeRecord, Records, Segment, Write};
 use tranche_guards::Guard;
 use tranche_proto::stored::{Record, Stored};
 use tranche_proto::v1;
@@ -21,6 +21,9 @@ struct Kept {
     revision: Revision,
     unknown: Vec<u8>,
 }
+
+/// Ranges by their first number, and what is kept of each.
+type Ranges = (BTreeMap<u64, RangeRecord>, HashMap<u64, Kept>);
 
 /// The stored side of one owned batch.
 #[derive(Debug)]
@@ -59,24 +62,35 @@ fn damaged(key: &str) -> impl Fn(String) -> Error + '_ {
 }
 
 /// Reads everything of a batch. `None`: there is no such batch.
+///
+/// First the state, which every write of an owner changes: should a transaction that was lost sight of be carried
+/// out while the rest is read, then the next one is refused for the state's revision, and all is read again. The
+/// rest is read side by side: a batch of many ranges is without an owner for as long as this takes.
 pub async fn load(store: &dyn Store, key: &BatchKey) -> Result<Option<Loaded>, Error> {
-    let (state_key, spec_key) = (keys::state(key), keys::spec(key));
+    let state_key = keys::state(key);
     let Some(state) = store.get(&state_key).await? else { return Ok(None) };
-    let Some(spec) = store.get(&spec_key).await? else { return Ok(None) };
-    let lock = store.get(&keys::lock(key)).await?;
+    let (spec_key, lock_key) = (keys::spec(key), keys::lock(key));
+    let (decision_key, cutoff_key) = (keys::decision(key), keys::cutoff(key));
+    let one = async |name: &str| Ok::<_, Error>(store.get(name).await?);
+    let (spec, lock, decision, cutoff, segments, (ranges, kept)) = tokio::try_join!(
+        one(&spec_key),
+        one(&lock_key),
+        one(&decision_key),
+        one(&cutoff_key),
+        load_segments(store, key),
+        load_ranges(store, key),
+    )?;
+    let Some(spec) = spec else { return Ok(None) };
     let lock_revision = lock.map_or(0, |lock| lock.create_revision);
-    let decision = store.get(&keys::decision(key)).await?;
-    let cutoff = store.get(&keys::cutoff(key)).await?;
-
     let (stored, unknown) = decode::<v1::StateRecord>(&state)?.into_parts();
-    let mut records =
-        Records { state: records::state_from(&stored).map_err(damaged(&state_key))?, ..Records::default() };
+    let state_record = records::state_from(&stored).map_err(damaged(&state_key))?;
+    let mut records = Records { state: state_record, segments, ranges, ..Records::default() };
     let mut ledger = Ledger {
         key: key.clone(),
         epoch: Epoch(lock_revision),
         state: Kept { revision: state.mod_revision, unknown },
         cutoff: Kept::default(),
-        ranges: HashMap::new(),
+        ranges: kept,
         report_uri: stored.report_uri,
         decision: None,
     };
@@ -93,23 +107,33 @@ pub async fn load(store: &dyn Store, key: &BatchKey) -> Result<Option<Loaded>, E
         }
         None => records.cutoff.cutoff = records.state.cutoff,
     }
+    let spec = Arc::new(decode::<v1::SpecRecord>(&spec)?.value);
+    Ok(Some(Loaded { spec, records, ledger, lock_revision }))
+}
+
+async fn load_segments(store: &dyn Store, key: &BatchKey) -> Result<BTreeMap<u64, Segment>, Error> {
+    let mut segments = BTreeMap::new();
     each(store, &keys::segments(key), |entry| {
         let record = decode::<v1::SegmentRecord>(entry)?.value;
         let segment = records::segment_from(&record).map_err(damaged(&entry.key))?;
-        records.segments.insert(segment.run.first, segment);
+        segments.insert(segment.run.first, segment);
         Ok(())
     })
     .await?;
+    Ok(segments)
+}
+
+async fn load_ranges(store: &dyn Store, key: &BatchKey) -> Result<Ranges, Error> {
+    let (mut ranges, mut kept) = (BTreeMap::new(), HashMap::new());
     each(store, &keys::ranges(key), |entry| {
         let (record, unknown) = decode::<v1::RangeRecord>(entry)?.into_parts();
         let range = records::range_from(&record).map_err(damaged(&entry.key))?;
-        ledger.ranges.insert(range.run.first, Kept { revision: entry.mod_revision, unknown });
-        records.ranges.insert(range.run.first, range);
+        kept.insert(range.run.first, Kept { revision: entry.mod_revision, unknown });
+        ranges.insert(range.run.first, range);
         Ok(())
     })
     .await?;
-    let spec = Arc::new(decode::<v1::SpecRecord>(&spec)?.value);
-    Ok(Some(Loaded { spec, records, ledger, lock_revision }))
+    Ok((ranges, kept))
 }
 
 /// Reads all entries with a prefix, page by page.
@@ -202,3 +226,6 @@ impl Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
