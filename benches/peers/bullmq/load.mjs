@@ -4,11 +4,13 @@
 //   node load.mjs --url redis://127.0.0.1:6379 --tasks 20000 [--mode overlapped|phased]
 //        [--processes 2] [--concurrency 100] [--chunk 1000] [--inflight 4]
 import { fork } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Queue, Worker } from 'bullmq';
 
 const WORKERS = 4;
+const PAYLOAD = 100;
 const QUEUE = 'tasks';
 // How often a process of workers tells how far it is: it moves the end of the clock by no more than this.
 const TELL_EVERY_MS = 5;
@@ -82,13 +84,18 @@ async function drive() {
   }
   const start = () => children.forEach((child) => child.send('start'));
   if (values.mode === 'overlapped') start();
-  const filler = 'x'.repeat(84);
+  // BullMQ keeps JSON, so payloads are text: the number, then characters cut from a pool at random places.
+  const pool = randomBytes(49152).toString('base64');
+  const payload = (number) => {
+    const at = (number * 7919) % (pool.length - PAYLOAD);
+    return number.toString(36).padStart(8, '0') + pool.slice(at, at + PAYLOAD - 8);
+  };
   const begin = performance.now();
   const pending = new Set();
   for (let first = 0; first < tasks; first += chunk) {
     const jobs = [];
     for (let number = first; number < Math.min(tasks, first + chunk); number++) {
-      jobs.push({ name: 't', data: number.toString(16).padStart(16, '0') + filler, opts: { removeOnComplete: true } });
+      jobs.push({ name: 't', data: payload(number), opts: { removeOnComplete: true } });
     }
     const added = queue.addBulk(jobs).then(() => pending.delete(added));
     pending.add(added);
