@@ -7,12 +7,20 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::figure::Figure;
 use super::machine::{Machine, is_memory_folder};
 use super::report::{Measured, RowReport};
+use super::usage::Load;
 use crate::error::{CliError, Result};
 
 /// A line that changes is drawn again after this time at the earliest.
 const REDRAW: Duration = Duration::from_millis(200);
+
+/// Cores that others keep busy, on average, over a whole run, its start included.
+const OTHERS: &str = "cores busy with other things";
+
+/// More of it than a quiet machine has.
+const DISTURBED: f64 = 0.3;
 
 /// A row of the table of figures.
 pub(super) trait Row {
@@ -108,7 +116,15 @@ impl Session {
             let folder = self.folder.path().join("run");
             std::fs::create_dir(&folder)?;
             let context = Context::new(folder, self.quiet);
-            let one = Box::pin(row.run(&context)).await?;
+            let before = Load::now();
+            let mut one = Box::pin(row.run(&context)).await?;
+            let others = Load::now().others_since(before);
+            one.figures.push(Figure::ratio(OTHERS, others));
+            if others > DISTURBED {
+                context.tell(&format!(
+                    "others kept {others:.1} cores busy meanwhile: times say little, counts do"
+                ));
+            }
             if let Some(figure) = one.figures.first() {
                 context.tell(&format!("{}: {}", figure.name, figure.unit.show(figure.value)));
             }
@@ -142,7 +158,6 @@ fn default_base() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::figure::Figure;
     use super::*;
 
     /// Fails in its `fails`th run, and looks whether its folder is new.
