@@ -98,7 +98,7 @@ async fn a_create_that_meets_the_deletion_of_another_batch_makes_one() {
         let compares = world.store.sent(CREATES).compares;
         let record = compares.into_iter().find_map(|compare| match compare {
             Compare::Modified(key, _) => Some(key),
-            _ => None,
+            Compare::Created(..) => None,
         });
         let deletion = Txn::new().put(record.expect("compared"), "another");
         assert!(matches!(world.store.late(&deletion).await, TxnOutcome::Applied(_)));
