@@ -1,6 +1,8 @@
 //! What the store holds of one batch: reads it whole, turns a write into a transaction, and remembers the
 //! revisions that the next one compares.
 
+mod made;
+
 use super::records;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};

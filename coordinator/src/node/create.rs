@@ -1,7 +1,7 @@
 //! CreateBatch: one transaction makes the batch, owned by whoever makes it.
 
 use super::{Node, Shared, Term, View, ownership};
-use crate::driver::ledger;
+use crate::driver::ledger::{self, Loaded};
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{StoreError, Txn, TxnOutcome, commit};
@@ -55,8 +55,8 @@ impl Node {
         };
         let mut txn = Txn::new()
             .absent(keys::spec(&batch))
-            .put(keys::spec(&batch), Stored::new(record).encode())
-            .put(keys::state(&batch), Stored::new(state).encode())
+            .put(keys::spec(&batch), Stored::new(record.clone()).encode())
+            .put(keys::state(&batch), Stored::new(state.clone()).encode())
             .put(keys::cutoff(&batch), Stored::new(v1::CutoffRecord::default()).encode())
             .put_held(keys::lock(&batch), ownership::lock_record(shared), term.session());
         // What isn't there was never there only as long as nothing is deleted.
@@ -72,7 +72,7 @@ impl Node {
             txn = txn.put(name, Stored::new(request).encode());
         }
         // A task of its own, since a caller may hang up: a batch that is made is driven.
-        let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), txn, term));
+        let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), (record, state), txn, term));
         let (outcome, in_doubt) = made.await.map_err(|_| Error::ShuttingDown)??;
         if let TxnOutcome::Applied(_) = outcome {
             return self.get(&batch).await;
@@ -127,6 +127,7 @@ impl Node {
 async fn make(
     shared: Arc<Shared>,
     batch: BatchKey,
+    records: (v1::SpecRecord, v1::StateRecord),
     txn: Txn,
     term: Term,
 ) -> Result<(TxnOutcome, bool), Error> {
@@ -145,12 +146,27 @@ async fn make(
             return Err(Error::Store(StoreError::Unknown(message)));
         }
     };
-    if let (TxnOutcome::Applied(epoch), _) = settled {
+    if let (TxnOutcome::Applied(epoch), in_doubt) = settled {
         tracing::info!(batch.id = %batch, "batch created");
-        tokio::select! {
-            biased;
-            driven = ownership::drive_created(&shared, &batch, epoch, term.session()) => driven?,
-            () = shared.cut.cancelled() => {}
+        if !in_doubt {
+            // Nothing can be other than it was written: it needs no reading.
+            let loaded = Loaded::made(&batch, records.0, &records.1, epoch)?;
+            ownership::drive_loaded(&shared, &batch, loaded, term.session())?;
+        }
+        let task = shared.clone();
+        let session = term.session();
+        let driven = async move {
+            tokio::select! {
+                biased;
+                driven = ownership::drive_created(&task, &batch, epoch, session) => driven,
+                () = task.cut.cancelled() => Ok(()),
+            }
+        };
+        if in_doubt {
+            driven.await?;
+        } else {
+            // Whether somebody decided before there was a driver to be told: nobody need wait for that.
+            shared.tasks.spawn(driven);
         }
     }
     Ok(settled)

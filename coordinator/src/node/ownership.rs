@@ -6,7 +6,7 @@
 
 mod take;
 
-pub(super) use take::{drive_created, lock_record};
+pub(super) use take::{drive_created, drive_loaded, lock_record};
 
 use super::{Member, Shared, Term};
 use crate::config::{DEFAULT_SESSION_TTL, StoreConfig};

@@ -246,6 +246,17 @@ async fn drive(
         // Deleted, or another epoch began: its owner drives the batch.
         _ => return Ok(()),
     };
+    drive_loaded(shared, batch, loaded, session)
+}
+
+/// Drives a batch whose records are known, at the epoch that they were loaded with: read, or just made here.
+pub(in crate::node) fn drive_loaded(
+    shared: &Arc<Shared>,
+    batch: &BatchKey,
+    loaded: ledger::Loaded,
+    session: SessionId,
+) -> Result<(), Error> {
+    let epoch = loaded.lock_revision;
     // Held to the end, so that no driver begins after the term's drivers were waited for.
     let term = shared.term.lock().unwrap_or_else(PoisonError::into_inner);
     let term = match &*term {
