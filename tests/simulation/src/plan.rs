@@ -213,7 +213,8 @@ pub(crate) fn setup(rng: &mut fastrand::Rng) -> Setup {
             (knobs.handler_error, knobs.refuse, knobs.late, knobs.stuck) = (0.0, 0.0, 0.0, 0.0);
             // Longer than it takes to have another owner, come what may.
             lease_ttl = Duration::from_secs(30);
-            backup_after = Duration::from_mins(1);
+            // Longer than a run: a slow worker with three leases of many tasks has the last for over a minute.
+            backup_after = Duration::from_mins(10);
             for batch in &mut batches {
                 batch.poison.clear();
             }
