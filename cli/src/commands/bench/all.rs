@@ -14,6 +14,7 @@ const ROWS: &[&str] = &[
     "noop --tasks 100000000 --payload 8 --against 1000000 --runs 1",
     "append",
     "latency",
+    "object",
 ];
 
 #[derive(Clone, Debug, Args)]
