@@ -14,6 +14,9 @@ const ROWS: &[&str] = &[
     "noop --tasks 100000000 --payload 8 --against 1000000 --runs 1",
     "append",
     "latency",
+    "fleet cancel",
+    "fleet grant",
+    "fleet idle",
     "object",
 ];
 
