@@ -99,7 +99,7 @@ def versions(peers):
     commands["nats"] = [("nats",), [find("nats-server"), "--version"]]
     commands["node"] = [("bullmq",), [find("node"), "--version"]]
     wanted = {name: command for name, (users, command) in commands.items() if not users or set(users) & set(peers)}
-    said = {name: _output(command).splitlines()[0] for name, command in wanted.items()}
+    said = {name: _output(command).splitlines()[0].split(" sha=")[0] for name, command in wanted.items()}
     said["tranche"] = _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
     return said
 

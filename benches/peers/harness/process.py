@@ -85,6 +85,7 @@ def load(name, command, folder, limit_s, env=None):
     output = Path(folder) / f"{name}.out"
     with open(output, "wb") as out:
         process = Process(name, command, folder, output=out, env=env, end_with=signal.SIGTERM)
+
     # Its session is a group of its own, so its own children go with it.
     def late(*_):
         os.killpg(process.child.pid, signal.SIGKILL)

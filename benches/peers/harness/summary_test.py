@@ -50,7 +50,9 @@ class Summary(unittest.TestCase):
 
     def test_the_table_names_a_mode_only_where_there_are_two(self):
         both = [*self.RUNS, {**record("safe", 50), "mode": "phased"}]
-        self.assertIn("| safe, s, phased | yes | 1,000 | 1 | 50 | 50 | 50 | 2.0 | 20.0 | 16.0 |", summary.markdown(both))
+        self.assertIn(
+            "| safe, s, phased | yes | 1,000 | 1 | 50 | 50 | 50 | 2.0 | 20.0 | 16.0 |", summary.markdown(both)
+        )
         self.assertNotIn("overlapped", summary.markdown(self.RUNS))
 
 
