@@ -82,7 +82,14 @@ pub(crate) async fn remove(handlers: Arc<Handlers>, removal: Removal, cancel: Ca
 async fn call(handler: &dyn Handler, job: &Job, cancel: &CancellationToken) -> Result<Outcome, HandlerError> {
     match &job.work {
         Work::Stage(lease) => staged(lease, handler.stage(lease, cancel, &job.progress).await?),
-        Work::Commit(lease) => Ok(Outcome::Done(handler.commit(lease).await?)),
+        Work::Commit(lease) => {
+            let done = handler.commit(lease).await?;
+            if !job.publish {
+                return Ok(Outcome::Done(done));
+            }
+            handler.publish(&lease.batch).await?;
+            Ok(Outcome::Published(done))
+        }
         Work::Rollback(lease) => Ok(Outcome::Done(handler.rollback(lease).await?)),
         Work::Publish(batch) => handler.publish(batch).await.map(|()| Outcome::Done(0)),
         Work::Sweep(batch) => Ok(Outcome::Swept(handler.sweep(batch).await?)),

@@ -87,6 +87,8 @@ pub struct Report {
     pub receipt: Vec<u8>,
     /// The lease failed as a whole.
     pub error: Option<ReportError>,
+    /// COMMIT: the worker published, too, as the lease asked.
+    pub published: bool,
     /// SWEEP: items found and removed.
     pub residue: u64,
     /// How long the worker worked on it.
@@ -219,8 +221,10 @@ pub struct Grant {
     pub attempts: Vec<Attempt>,
     /// How often it was leased before, in this phase.
     pub attempt: u32,
-    /// PUBLISH: tasks staged.
+    /// PUBLISH, and COMMIT with `publish`: tasks staged.
     pub staged: u64,
+    /// COMMIT: it is the last, the worker publishes after it.
+    pub publish: bool,
 }
 
 /// What one attempt staged.

@@ -42,7 +42,12 @@ impl Driver {
         let dispatch = self.shared.dispatch.clone();
         for command in commands {
             match command {
-                Command::Grant(grant) => self.deliver(grant),
+                Command::Grant(grant) => {
+                    if grant.publish || grant.phase == Phase::Publish {
+                        self.begin_report();
+                    }
+                    self.deliver(grant);
+                }
                 Command::Ack { worker, token, result } => dispatch.ack(&worker, ack(token, result)),
                 Command::Broadcast { phase } => {
                     tracing::info!(batch.id = %self.key, ?phase, "decided");
@@ -128,6 +133,7 @@ impl Driver {
             attempt: grant.attempt.cast_signed(),
             batch_create_time_ms: self.spec.create_time_ms,
             staged: grant.staged.cast_signed(),
+            publish: grant.publish,
             backlog: 0,
         }
     }
@@ -178,6 +184,7 @@ fn undeliverable(worker: WorkerKey, token: Token, message: String) -> Report {
         failure_object: None,
         receipt: Vec::new(),
         error: Some(ReportError(message)),
+        published: false,
         residue: 0,
         elapsed: Duration::ZERO,
     }

@@ -18,13 +18,14 @@ use crate::store::keys::BatchKey;
 use crate::store::{StoreError, Txn, TxnOutcome, commit};
 use act::Deliveries;
 use ledger::{Ledger, Loaded};
+use report::Early;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tranche_engine::{Answer, Batch, Epoch, Event, OpId, Refusal, Settings, Token, WorkerKey, Write};
+use tranche_engine::{Answer, Batch, Epoch, Event, OpId, Refusal, Settings, State, Token, WorkerKey, Write};
 use tranche_proto::v1;
 
 /// Inputs worked in before the next step: with the engine's own bound a step's worth.
@@ -66,6 +67,7 @@ pub struct Driver {
     ops: BTreeMap<OpId, oneshot::Sender<Result<Answer, Refusal>>>,
     next_op: u64,
     deliveries: Deliveries,
+    early_report: Option<Early>,
     ended: bool,
 }
 
@@ -106,6 +108,7 @@ impl Driver {
             ops: BTreeMap::new(),
             next_op: 0,
             deliveries: Deliveries::default(),
+            early_report: None,
             ended: false,
         };
         (driver, handle)
@@ -137,6 +140,12 @@ impl Driver {
     /// and that they hold what its records say: what they hold in truth is what they answer.
     fn meet_workers(&mut self) {
         let now = self.shared.now();
+        if self.batch.records().cutoff.cutoff == 0 {
+            // Nobody can hold anything of it. The engine gets to know who asks for work.
+            let (epoch, wake) = (self.batch.epoch(), self.wake.clone());
+            let dispatch = &self.shared.dispatch;
+            return dispatch.register_unleased(&self.key, epoch, &self.handler, self.priority, wake);
+        }
         let mut held: BTreeMap<WorkerKey, Vec<Token>> = BTreeMap::new();
         for lease in self.batch.leases() {
             held.entry(lease.worker).or_default().push(lease.token);
@@ -208,6 +217,8 @@ impl Driver {
         }
         loop {
             let now = self.shared.now();
+            // So that what came is leased in the write that it makes, not in one after it.
+            self.batch.gather(now);
             let appetite = self.batch.appetite(now);
             for worker in self.shared.dispatch.take(&self.key, &self.handler, appetite) {
                 self.batch.push(Event::Request { worker }, now);
@@ -231,7 +242,7 @@ impl Driver {
     async fn prepare(&mut self, write: Write, stop: &CancellationToken) -> Result<InFlight, Error> {
         let decision = write.decision.as_ref().map(|d| records::decision_record(d, &self.shared.id));
         if write.report {
-            let known = decision.as_ref().or(self.ledger.decision.as_ref());
+            let known = decision.clone().or_else(|| self.ledger.decision.clone());
             let mut pause = Duration::from_millis(100);
             // The batch can't end without its report; a storage that is full or away for a while only
             // delays it.
@@ -240,7 +251,7 @@ impl Driver {
                     biased;
                     // The next owner writes it.
                     () = stop.cancelled() => return Err(Error::ShuttingDown),
-                    written = self.write_report(&write, known) => written,
+                    written = self.write_report(&write, known.as_ref()) => written,
                 };
                 match written {
                     Ok(uri) => break uri,
@@ -260,21 +271,32 @@ impl Driver {
     }
 
     async fn write_report(
-        &self,
+        &mut self,
         write: &Write,
         decision: Option<&v1::DecisionRecord>,
     ) -> Result<String, Error> {
-        let failures = match self.shared.failures(&self.key, 0, report::FAILURES).await {
-            Ok((failures, _)) => failures,
-            // They won't come back, and the batch must end; ListFailures says what is wrong.
-            Err(error @ Error::Damaged { .. }) => {
-                tracing::error!(batch.id = %self.key, %error, "completion report is without the failures");
-                Vec::new()
-            }
-            Err(error) => return Err(error),
-        };
-        let report = report::build(&self.key, &self.spec, &write.state, decision, &self.shared.id, &failures);
-        self.shared.objects.write_report(&self.key, &report).await
+        let report = report::build(&self.key, &self.spec, &write.state, decision, &self.shared.id);
+        if let Some(early) = self.early_report.take()
+            && let Some(uri) = early.written(&report).await
+        {
+            return Ok(uri);
+        }
+        report::write(&self.shared, &self.key, report).await
+    }
+
+    /// The batch's last lease but the sweep is given, of a batch that commits: from here on its report can't say
+    /// anything else.
+    fn begin_report(&mut self) {
+        if self.early_report.is_some() {
+            return;
+        }
+        let mut state = self.batch.state().clone();
+        state.state = State::Committed;
+        state.committed = state.staged;
+        state.cutoff = self.batch.records().cutoff.cutoff;
+        let decision = self.ledger.decision.as_ref();
+        let report = report::build(&self.key, &self.spec, &state, decision, &self.shared.id);
+        self.early_report = Some(Early::begin(self.shared.clone(), self.key.clone(), report));
     }
 
     fn send(&self, flight: &InFlight) -> Pin<Box<dyn Future<Output = Written> + Send>> {

@@ -400,6 +400,7 @@ fn decoded(worker: &WorkerKey, token: Token, report: &v1::Report) -> Result<Repo
         failure_object: None,
         receipt: report.receipt.to_vec(),
         error: (!report.error.is_empty()).then(|| ReportError(cut(&report.error, MAX_FAILURE_MESSAGE_BYTES))),
+        published: report.published,
         residue: whole("residue", report.residue)?,
         elapsed: report.elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default(),
     })

@@ -79,7 +79,7 @@ impl Machine {
         let Some(held) = self.held.get_mut(&token) else { return };
         let Stage::Assembling(grant) = &mut held.stage else { return };
         let grant = std::mem::take(&mut **grant);
-        let handler = grant.handler.clone();
+        let (handler, publish) = (grant.handler.clone(), grant.publish);
         let work = if self.settings.handlers.contains(&handler) {
             Work::from_grant(grant)
         } else {
@@ -88,7 +88,7 @@ impl Machine {
         match work {
             Ok(work) => {
                 let progress = held.progress.clone();
-                held.stage = Stage::Waiting(Box::new(Job { token, handler, work, progress }));
+                held.stage = Stage::Waiting(Box::new(Job { token, handler, work, publish, progress }));
                 self.queue.push_back(token);
             }
             Err(error) => {

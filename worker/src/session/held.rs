@@ -17,6 +17,8 @@ pub struct Job {
     pub handler: String,
     /// What to do.
     pub work: Work,
+    /// COMMIT: publish the batch after it.
+    pub publish: bool,
     /// Where the handler counts; read for heartbeats.
     pub progress: Progress,
 }
@@ -67,6 +69,8 @@ pub enum Outcome {
     },
     /// COMMIT, ROLLBACK: how many were made final, removed. PUBLISH: 0.
     Done(u64),
+    /// COMMIT with `publish`: how many were made final; the batch is published.
+    Published(u64),
     /// SWEEP: staged items that were found and removed.
     Swept(u64),
     /// It failed as a whole.

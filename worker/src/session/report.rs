@@ -33,6 +33,7 @@ pub(super) fn report(batch: &str, token: Token, phase: i32, outcome: Outcome, el
             report.failures = failures.into_iter().map(failure).collect();
         }
         Outcome::Done(done) => report.done = done.cast_signed(),
+        Outcome::Published(done) => (report.done, report.published) = (done.cast_signed(), true),
         Outcome::Swept(residue) => report.residue = residue.cast_signed(),
         Outcome::Error(error) if error.is_empty() => {
             "the handler failed and said nothing".clone_into(&mut report.error);

@@ -51,12 +51,11 @@ pub(crate) struct LatencyArgs {
 
 impl Row for LatencyArgs {
     async fn run(&self, context: &Context) -> Result<Measured> {
-        let (etcd, url) = match &self.etcd {
-            Some(url) => (None, url.clone()),
-            None => {
-                let (process, url) = etcd::start(context.folder())?;
-                (Some(process), url)
-            }
+        let (etcd, url) = if let Some(url) = &self.etcd {
+            (None, url.clone())
+        } else {
+            let (process, url) = etcd::start(context.folder())?;
+            (Some(process), url)
         };
         let store = StoreArgs { store: Store::Etcd, etcd: Some(url.clone()) };
         let args = ClusterArgs { workers: self.workers, slots: self.slots, store };

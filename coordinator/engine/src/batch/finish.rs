@@ -62,10 +62,11 @@ impl Batch {
             let token = self.next_token();
             self.closing = Closing::Out;
             let run = Run::new(1, self.records.cutoff.cutoff.max(1));
-            self.send(worker, token, phase, run, Vec::new(), attempt, now);
+            self.send(worker, token, phase, run, Vec::new(), attempt, false, now);
             return true;
         }
         let Some(waiting) = self.pick_finish(worker, now) else { return false };
+        let publish = self.is_last_commit();
         let token = self.next_token();
         let range = &self.records.ranges[&waiting.first];
         let (phase, attempts) = match self.records.state.state {
@@ -75,8 +76,18 @@ impl Batch {
             _ => (Phase::Rollback, winners(range)),
         };
         let run = range.run;
-        self.send(worker, token, phase, run, attempts, waiting.attempt, now);
+        self.send(worker, token, phase, run, attempts, waiting.attempt, publish, now);
         true
+    }
+
+    /// Whether the range that was just picked is the only one that isn't committed, and all others are durably:
+    /// whoever commits it publishes the batch in the same lease, which spares a small batch a lease and a write.
+    fn is_last_commit(&self) -> bool {
+        self.records.state.state == State::Committing
+            && self.closing == Closing::Idle
+            && !self.records.state.published
+            && !self.finishing()
+            && !self.dirty.any()
     }
 
     /// A range that this worker staged, if one is near; else one of a worker that isn't here; else the
@@ -122,6 +133,7 @@ impl Batch {
         run: Run,
         attempts: Vec<Attempt>,
         attempt: u32,
+        publish: bool,
         now: Now,
     ) {
         self.leases.insert(
@@ -134,6 +146,7 @@ impl Batch {
                 granted_at: now.at,
                 sent_at: Some(now.at),
                 out_since: now.at,
+                publish,
             },
         );
         self.out.push(Command::Grant(Grant {
@@ -145,12 +158,13 @@ impl Batch {
             attempts,
             attempt,
             staged: self.records.state.staged,
+            publish,
         }));
     }
 
     /// COMMIT and ROLLBACK.
     pub(super) fn report_range(&mut self, report: Report, now: Now) {
-        let Report { worker, token, phase, error, .. } = report;
+        let Report { worker, token, phase, published, error, .. } = report;
         let lease = self.leases.remove(&token).expect("the caller found it");
         let first = lease.run.first;
         if let Some(error) = error {
@@ -165,6 +179,8 @@ impl Batch {
         if phase == Phase::Commit {
             range.phase = RangePhase::Committed;
             self.records.state.committed += range.staged();
+            // A worker of an older version only commits: PUBLISH follows.
+            self.records.state.published |= published && lease.publish;
         } else {
             range.phase = RangePhase::RolledBack;
             self.records.state.rolled_back += range.run.len();
@@ -189,19 +205,22 @@ impl Batch {
         if phase == Phase::Publish {
             self.records.state.published = true;
             self.closing = Closing::Idle;
+            self.dirty.state = true;
         } else if residue > 0 && Guard::SweepUntilClean.on() {
             // What was found is gone now; look again until nothing is found.
             if matches!(self.records.state.state, State::RollingBack | State::RolledBack) {
                 self.records.state.residue_removed += residue;
+                self.dirty.state = true;
             }
             self.closing = Closing::Ready { phase, ready_at: now.at, attempt: lease.attempt };
         } else {
+            // The records don't say so: what follows, the end or the fold, is in this very write.
             self.closing = Closing::Done;
             if self.late {
                 self.records.state.late_sweep = false;
+                self.dirty.state = true;
             }
         }
-        self.dirty.state = true;
         self.acknowledge(worker, token, ReportResult::Durable);
     }
 

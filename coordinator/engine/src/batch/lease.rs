@@ -41,6 +41,8 @@ pub(super) struct LiveLease {
     pub(super) sent_at: Option<Duration>,
     /// Since when it is out, as far as this owner knows: the age of a straggler.
     pub(super) out_since: Duration,
+    /// COMMIT: its worker publishes, too.
+    pub(super) publish: bool,
 }
 
 impl Batch {

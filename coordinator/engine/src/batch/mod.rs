@@ -189,16 +189,27 @@ impl Batch {
         if let Some(decision) = self.heard.take() {
             self.decided(decision, now);
         }
+        self.gather(now);
+        self.advance(now);
+        // First the write: if there is none, what would have waited for it goes now.
+        let write = self.take_write();
+        Step { commands: std::mem::take(&mut self.out), write }
+    }
+
+    /// Works in what gathered, as [`Batch::step`] does, and hands nothing out. The appetite after it counts what
+    /// that brought, so that requests which are taken then go into the same write: what a seal makes free to be
+    /// leased, for one, costs no second write. `step` must follow.
+    pub fn gather(&mut self, now: Now) {
+        // A decision comes before anything else, and whatever follows from it waits for its write.
+        if self.ended || self.in_flight || self.heard.is_some() {
+            return;
+        }
         self.expire(now);
         self.pump_retry(now);
         while !self.dirty.full() {
             let Some((at, event)) = self.inbox.pop_front() else { break };
             self.work_in(at, event, now);
         }
-        self.advance(now);
-        // First the write: if there is none, what would have waited for it goes now.
-        let write = self.take_write();
-        Step { commands: std::mem::take(&mut self.out), write }
     }
 
     /// Which ownership this is.

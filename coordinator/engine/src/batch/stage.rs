@@ -113,6 +113,7 @@ impl Batch {
                 granted_at: now.at,
                 sent_at: None,
                 out_since: now.at,
+                publish: false,
             },
         );
         // Only once the cut-off and the range's record are durable does the worker hear of it.
@@ -125,6 +126,7 @@ impl Batch {
             attempts: Vec::new(),
             attempt,
             staged: 0,
+            publish: false,
         }));
     }
 

@@ -83,6 +83,7 @@ impl Batch {
                     granted_at: now.at,
                     sent_at: Some(sent_at),
                     out_since: known(lease.token).map_or(now.at, |lease| lease.out_since),
+                    publish: false,
                 };
                 self.stopping.remove(&lease.token);
                 self.stopped.remove(&lease.token);

@@ -207,7 +207,9 @@ impl World {
 
     /// The shell takes requests from the queue, as many as the engine says.
     fn take_requests(&mut self) -> usize {
-        let take = self.desk.batch.appetite(self.desk.now()).min(self.queue.len());
+        let now = self.desk.now();
+        self.desk.batch.gather(now);
+        let take = self.desk.batch.appetite(now).min(self.queue.len());
         for key in self.queue.drain(..take).collect::<Vec<_>>() {
             self.desk.ask(&key);
         }

@@ -6,6 +6,7 @@ mod support;
 mod append;
 mod bounds;
 mod decisions;
+mod few_writes;
 mod finishing;
 mod late_sweep;
 mod losses;

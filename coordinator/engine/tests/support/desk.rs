@@ -319,6 +319,11 @@ impl Desk {
                         .into_iter()
                         .flat_map(|range| range.lease.iter().chain(&range.backup))
                         .any(|lease| lease.token == grant.token && lease.runs == grant.runs),
+                    Phase::Commit if grant.publish => {
+                        let last = range.map_or(0, tranche_engine::RangeRecord::staged);
+                        outcome == Some(Outcome::Commit)
+                            && records.state.committed + last == records.state.staged
+                    }
                     Phase::Commit => outcome == Some(Outcome::Commit),
                     Phase::Rollback => outcome == Some(Outcome::Rollback),
                     Phase::Publish => records.state.committed == records.state.staged,

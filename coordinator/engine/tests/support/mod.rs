@@ -77,6 +77,7 @@ pub(crate) fn done(grant: &Grant) -> Report {
         failure_object: None,
         receipt: format!("receipt {}", grant.token).into_bytes(),
         error: None,
+        published: false,
         residue: 0,
         elapsed: Duration::from_millis(100),
     }
@@ -94,6 +95,11 @@ pub(crate) fn but(grant: &Grant, failed: Runs) -> Report {
 /// The handler couldn't work at all.
 pub(crate) fn error(grant: &Grant, text: &str) -> Report {
     Report { done: 0, error: Some(ReportError(text.to_owned())), ..done(grant) }
+}
+
+/// A commit of the last range, which published, too.
+pub(crate) fn published(grant: &Grant) -> Report {
+    Report { published: true, ..done(grant) }
 }
 
 /// A sweep that found something.

@@ -72,6 +72,7 @@ impl FakeWorker {
                     failure_object: None,
                     receipt: Vec::new(),
                     error: None,
+                    published: grant.publish,
                     residue: 0,
                     elapsed: Duration::from_millis(1),
                 };

@@ -1,5 +1,6 @@
 //! A real node on the embedded store, with calls of the store that fail or wait at the worst moment.
 
+mod counts;
 mod damaged;
 mod decide;
 mod deleted;
@@ -140,8 +141,9 @@ fn folder() -> TempDir {
 async fn a_batch_whose_creator_hung_up_is_driven() {
     let dir = folder();
     let world = World::start(dir.path()).await;
-    // The creating transaction is durable then, and the records are read.
-    let stopped = world.store.stop("get locks/");
+    // The creating transaction is durable then, nobody was told, and the records are read.
+    world.store.lose("txn specs/");
+    let stopped = world.store.stop("range segments/");
     let node = world.node.clone();
     let call = tokio::spawn(async move { node.create("default", spec(), "r1").await });
     let go = stopped.reached().await;
@@ -157,7 +159,8 @@ async fn a_batch_whose_creator_hung_up_is_driven() {
 async fn a_batch_that_cannot_be_read_right_after_its_creation_is_driven() {
     let dir = folder();
     let world = World::start(dir.path()).await;
-    world.store.fail("get locks/");
+    world.store.lose("txn specs/");
+    world.store.fail("range segments/");
     // Whether this call says so or not.
     let _ = world.node.create("default", spec(), "r1").await;
     let batch = world.node.create("default", spec(), "r1").await.expect("the same").key;
@@ -169,7 +172,8 @@ async fn a_batch_that_cannot_be_read_right_after_its_creation_is_driven() {
 async fn a_session_that_is_lost_while_a_batch_is_created_makes_no_second_driver() {
     let dir = folder();
     let world = World::start(dir.path()).await;
-    let stopped = world.store.stop("get locks/");
+    world.store.lose("txn specs/");
+    let stopped = world.store.stop("range segments/");
     let node = world.node.clone();
     let call = tokio::spawn(async move { node.create("default", spec(), "r1").await });
     let go = stopped.reached().await;

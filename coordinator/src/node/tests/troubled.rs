@@ -49,6 +49,7 @@ pub(super) struct Troubled {
     decisions: AtomicUsize,
     overslept: AtomicBool,
     sent: Mutex<Vec<Txn>>,
+    reads: Mutex<Vec<String>>,
     watches: Mutex<Vec<(String, mpsc::Sender<WatchEvent>)>>,
 }
 
@@ -60,6 +61,7 @@ impl Troubled {
             decisions: AtomicUsize::default(),
             overslept: AtomicBool::default(),
             sent: Mutex::default(),
+            reads: Mutex::default(),
             watches: Mutex::default(),
         })
     }
@@ -92,6 +94,17 @@ impl Troubled {
     pub(super) fn sent(&self, call: &str) -> Txn {
         let sent = self.sent.lock().unwrap();
         sent.iter().rfind(|txn| name_of(txn).starts_with(call)).expect("it was sent").clone()
+    }
+
+    /// Every transaction that was sent since this was called last, by the first key that it puts or deletes.
+    pub(super) fn transactions_sent(&self) -> Vec<String> {
+        let sent = std::mem::take(&mut *self.sent.lock().unwrap());
+        sent.iter().map(name_of).collect()
+    }
+
+    /// Every read since this was called last.
+    pub(super) fn reads(&self) -> Vec<String> {
+        std::mem::take(&mut *self.reads.lock().unwrap())
     }
 
     /// A copy of a transaction comes to the store only now.
@@ -130,6 +143,11 @@ impl Troubled {
         self.inner.range(prefix, RangeOptions::default()).await.expect("listed").entries.len()
     }
 
+    async fn read(&self, call: String) -> Result<bool, StoreError> {
+        self.reads.lock().unwrap().push(call.clone());
+        self.pass(&call).await
+    }
+
     /// False: its answer is to be lost.
     async fn pass(&self, call: &str) -> Result<bool, StoreError> {
         let trap = {
@@ -158,12 +176,12 @@ fn name_of(txn: &Txn) -> String {
 #[async_trait]
 impl Store for Troubled {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.pass(&format!("get {key}")).await?;
+        self.read(format!("get {key}")).await?;
         self.inner.get(key).await
     }
 
     async fn range(&self, prefix: &str, options: RangeOptions) -> Result<Page, StoreError> {
-        self.pass(&format!("range {prefix}")).await?;
+        self.read(format!("range {prefix}")).await?;
         self.inner.range(prefix, options).await
     }
 

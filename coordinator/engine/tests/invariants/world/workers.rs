@@ -53,7 +53,7 @@ impl World {
         }
         if grant.phase != Phase::Stage {
             let residue = library.finish(grant)?;
-            return Ok(found(grant, residue));
+            return Ok(Report { published: Library::publishes(grant), ..found(grant, residue) });
         }
         let failed: Runs = match how {
             How::Partly(rest) => {
