@@ -1,15 +1,20 @@
 //! How few writes do: each is a transaction, and syncs a disk.
 
 use crate::support::desk::Desk;
-use crate::support::{done, grants, published, the_grant, worker};
-use tranche_engine::{Command, Grant, Outcome, Phase, State, WorkerKey, Write};
+use crate::support::{done, grants, published, spec, the_grant, worker};
+use tranche_engine::{Command, Grant, Outcome, Phase, Spec, State, WorkerKey, Write};
 
 /// What the driver does between two writes: it works in what came, then takes as many requests as there is
 /// appetite. Lands what that makes, and gives the write.
 fn turn(desk: &mut Desk, asking: &WorkerKey) -> (Option<Write>, Vec<Command>) {
+    turn_with(desk, asking, usize::MAX)
+}
+
+/// The same with so many requests in the queue.
+fn turn_with(desk: &mut Desk, asking: &WorkerKey, requests: usize) -> (Option<Write>, Vec<Command>) {
     let now = desk.now();
     desk.batch.gather(now);
-    for _ in 0..desk.batch.appetite(now) {
+    for _ in 0..desk.batch.appetite(now).min(requests) {
         desk.ask(asking);
     }
     let mut commands = desk.step();
@@ -150,4 +155,48 @@ fn a_last_commit_that_fails_or_is_lost_is_asked_to_publish_again() {
     desk.report(published(&other));
     desk.settle();
     assert_eq!(desk.state(), State::Committed);
+}
+
+/// Ranges of one task each, sealed.
+fn of_singles(ranges: u64) -> Desk {
+    Desk::of_with(Spec { min_range: 1, max_range: 1, ..spec() }, ranges)
+}
+
+#[test]
+fn ranges_one_after_the_other_take_two_writes_each() {
+    const RANGES: u64 = 50;
+    let (mut desk, a) = (of_singles(RANGES), worker("a"));
+    let before = desk.store.writes;
+    let mut given = 0;
+    while !desk.ended {
+        let (_, commands) = turn_with(&mut desk, &a, 1);
+        let next = grants(&commands);
+        given += next.len() as u64;
+        next.iter().for_each(|grant| desk.report(done(grant)));
+    }
+    assert_eq!(given, 2 * RANGES + 2, "each to be staged and to be committed, PUBLISH, SWEEP");
+    // Each report goes with the next lease. The first lease, PUBLISH with the end, and the fold are more.
+    assert_eq!(desk.store.writes - before, 2 * RANGES + 3);
+}
+
+/// Writes of a batch whose leases, and then their reports, all come at once.
+fn writes_together(ranges: u64) -> u64 {
+    let (mut desk, a) = (of_singles(ranges), worker("a"));
+    let before = desk.store.writes;
+    let mut held = Vec::new();
+    while !desk.ended {
+        let (write, commands) = turn(&mut desk, &a);
+        held.extend(grants(&commands));
+        if write.is_none() && grants(&commands).is_empty() && !desk.batch.has_events() {
+            held.drain(..).for_each(|grant| desk.report(done(&grant)));
+        }
+    }
+    desk.store.writes - before
+}
+
+#[test]
+fn a_hundred_ranges_that_come_together_are_one_write_and_one_more_is_two() {
+    // Leases; reports with the decision; commits; PUBLISH with the end; fold.
+    assert_eq!(writes_together(100), 5);
+    assert_eq!(writes_together(101), 9, "all but PUBLISH twice");
 }
