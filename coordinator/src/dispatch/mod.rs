@@ -21,7 +21,7 @@ use crate::node::Host;
 use crate::store::keys::BatchKey;
 use queue::Queue;
 use session::Outstanding;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -49,7 +49,8 @@ pub struct Dispatch {
 struct Inner {
     next_id: u64,
     sessions: BTreeMap<SessionId, Session>,
-    by_worker: BTreeMap<WorkerKey, SessionId>,
+    /// By the worker's id: one that attaches again, also in another life, replaces the session before.
+    by_worker: HashMap<Arc<str>, SessionId>,
     queues: BTreeMap<String, Queue>,
     /// Batches that are owned here.
     owned: BTreeMap<BatchKey, Owned>,
@@ -120,18 +121,27 @@ impl Dispatch {
         wake: Arc<Notify>,
     ) -> Vec<WorkerKey> {
         let mut inner = self.lock();
-        if inner.owned.get(batch).is_some_and(|owned| owned.epoch > epoch) {
+        if !inner.own(batch, Owned { epoch, since: self.now() }, handler, priority, wake) {
             return Vec::new();
         }
-        inner.queues.entry(handler.to_owned()).or_default().register(batch, priority, wake);
-        inner.revoked.remove(batch);
-        // An earlier epoch's leases, if its driver hasn't ended yet: the workers say what they still hold.
-        inner.forget_leases(batch);
-        inner.owned.insert(batch.clone(), Owned { epoch, since: self.now() });
         for session in inner.sessions.values() {
             session.send(owner(batch, epoch));
         }
         inner.sessions.values().map(|session| session.worker.clone()).collect()
+    }
+
+    /// The same for a batch of which nothing was ever leased, by this owner or one before: no worker can hold
+    /// anything of it, so none is told and asked. Else every small batch would be the business of every worker.
+    pub fn register_unleased(
+        &self,
+        batch: &BatchKey,
+        epoch: Epoch,
+        handler: &str,
+        priority: u32,
+        wake: Arc<Notify>,
+    ) {
+        let owned = Owned { epoch, since: self.now() };
+        self.lock().own(batch, owned, handler, priority, wake);
     }
 
     /// The owner that registered with `wake` is none any more. Requests that it took and didn't answer queue
@@ -174,10 +184,10 @@ impl Dispatch {
     /// there may be something for others.
     pub fn give_back(&self, batch: &BatchKey, handler: &str, worker: &WorkerKey, keep: bool) {
         let mut inner = self.lock();
-        let Inner { queues, sessions, by_worker, .. } = &mut *inner;
-        let Some(session) = by_worker.get(worker).and_then(|id| sessions.get_mut(id)) else { return };
+        let Some(session) = inner.session(worker) else { return };
         session.answered(batch);
         let id = session.id;
+        let Inner { queues, sessions, .. } = &mut *inner;
         if let Some(queue) = queues.get_mut(handler) {
             queue.hungry(batch, 0);
             if keep {
@@ -200,8 +210,7 @@ impl Dispatch {
             inner.undelivered(worker, &delivery.batch);
             return false;
         }
-        let backlog = inner.backlog(worker);
-        let Some(session) = inner.session(worker) else { return false };
+        let Some((session, backlog)) = inner.session_and_backlog(worker) else { return false };
         let since = session.answered(&delivery.batch);
         session
             .outstanding
@@ -224,8 +233,7 @@ impl Dispatch {
     pub fn ack(&self, worker: &WorkerKey, ack: v1::ReportAck) {
         let mut inner = self.lock();
         let token = ack.token.as_ref().map(crate::driver::records::token_from);
-        let backlog = inner.backlog(worker);
-        if let Some(session) = inner.session(worker) {
+        if let Some((session, backlog)) = inner.session_and_backlog(worker) {
             session.send(Frame::Ack(v1::Ack { heartbeat: 0, reports: vec![ack], backlog }));
         }
         if let Some(token) = token {
@@ -311,23 +319,50 @@ fn phase_changed(batch: &BatchKey, phase: v1::Phase) -> Frame {
     Frame::PhaseChanged(v1::PhaseChanged { batch: batch.to_string(), phase: phase.into() })
 }
 
+/// How many leases could be given now for these handlers.
+fn backlog(queues: &BTreeMap<String, Queue>, handlers: &[String]) -> i32 {
+    let of = |handler: &String| queues.get(handler).map_or(0, Queue::backlog);
+    i32::try_from(handlers.iter().map(of).fold(0, usize::saturating_add)).unwrap_or(i32::MAX)
+}
+
 impl Inner {
+    /// False: a later epoch of the batch is here already.
+    fn own(
+        &mut self,
+        batch: &BatchKey,
+        owned: Owned,
+        handler: &str,
+        priority: u32,
+        wake: Arc<Notify>,
+    ) -> bool {
+        if self.owned.get(batch).is_some_and(|there| there.epoch > owned.epoch) {
+            return false;
+        }
+        self.queues.entry(handler.to_owned()).or_default().register(batch, priority, wake);
+        self.revoked.remove(batch);
+        // An earlier epoch's leases, if its driver hasn't ended yet: the workers say what they still hold.
+        self.forget_leases(batch);
+        self.owned.insert(batch.clone(), owned);
+        true
+    }
+
     fn session(&mut self, worker: &WorkerKey) -> Option<&mut Session> {
-        self.sessions.get_mut(self.by_worker.get(worker)?)
+        let session = self.sessions.get_mut(self.by_worker.get(&worker.id)?)?;
+        (session.worker.incarnation == worker.incarnation).then_some(session)
+    }
+
+    /// Also, how many leases could be given now for the worker's handlers.
+    fn session_and_backlog(&mut self, worker: &WorkerKey) -> Option<(&mut Session, i32)> {
+        let id = self.session(worker)?.id;
+        let session = self.sessions.get_mut(&id)?;
+        let backlog = backlog(&self.queues, &session.handlers);
+        Some((session, backlog))
     }
 
     fn tell_all(&self, batch: &BatchKey, phase: v1::Phase) {
         for session in self.sessions.values() {
             session.send(phase_changed(batch, phase));
         }
-    }
-
-    /// How many leases could be given now for the handlers of a worker.
-    fn backlog(&self, worker: &WorkerKey) -> i32 {
-        let session = self.by_worker.get(worker).and_then(|id| self.sessions.get(id));
-        let handlers = session.map_or(&[][..], |session| &session.handlers);
-        let of = |handler: &String| self.queues.get(handler).map_or(0, Queue::backlog);
-        i32::try_from(handlers.iter().map(of).fold(0, usize::saturating_add)).unwrap_or(i32::MAX)
     }
 
     /// What a batch's owner took and gave doesn't count any more.
@@ -362,12 +397,15 @@ impl Inner {
 
     /// A worker with free credit queues up, once in each of its handlers' queues.
     fn enqueue(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(&id) else { return };
-        for handler in session.handlers.clone() {
-            if self.sessions[&id].free(&handler) {
-                self.queues.entry(handler.clone()).or_default().push_back(id);
-                self.feed(&handler);
+        let Self { sessions, queues, .. } = self;
+        let Some(session) = sessions.get(&id) else { return };
+        for handler in session.handlers.iter().filter(|handler| session.free(handler)) {
+            if !queues.contains_key(handler) {
+                queues.insert(handler.clone(), Queue::default());
             }
+            let queue = queues.get_mut(handler).expect("it is there");
+            queue.push_back(id);
+            queue.wake_next(sessions);
         }
     }
 
@@ -379,8 +417,8 @@ impl Inner {
 
     fn end(&mut self, id: SessionId, reason: &str) {
         let Some(session) = self.sessions.remove(&id) else { return };
-        if self.by_worker.get(&session.worker) == Some(&id) {
-            self.by_worker.remove(&session.worker);
+        if self.by_worker.get(&session.worker.id) == Some(&id) {
+            self.by_worker.remove(&session.worker.id);
         }
         tracing::debug!(worker.id = %session.worker.id, reason, "session ended");
         session.end.cancel();

@@ -22,6 +22,8 @@ pub(super) struct Queue {
     line: VecDeque<(SessionId, Instant)>,
     inside: BTreeSet<SessionId>,
     batches: BTreeMap<BatchKey, Backlog>,
+    /// Those of them that are hungry, by whose turn it is: an owner with nothing to give costs nothing here.
+    hungry: BTreeSet<(u64, BatchKey)>,
     /// The appetites of all batches: it is asked for with every frame.
     backlog: usize,
 }
@@ -41,7 +43,7 @@ impl Queue {
         let stride = STRIDE / u64::from(priority.max(1));
         let newcomer = Backlog { stride, pass, appetite: 0, hungry_since: Instant::now(), wake };
         if let Some(before) = self.batches.insert(batch.clone(), newcomer) {
-            self.backlog -= before.appetite;
+            self.gone(batch, &before);
         }
     }
 
@@ -49,13 +51,18 @@ impl Queue {
     pub(super) fn unregister(&mut self, batch: &BatchKey, wake: &Arc<Notify>) -> bool {
         let registered = self.batches.get(batch).is_some_and(|backlog| Arc::ptr_eq(&backlog.wake, wake));
         if registered && let Some(gone) = self.batches.remove(batch) {
-            self.backlog -= gone.appetite;
+            self.gone(batch, &gone);
         }
         registered
     }
 
+    fn gone(&mut self, batch: &BatchKey, gone: &Backlog) {
+        self.backlog -= gone.appetite;
+        self.hungry.remove(&(gone.pass, batch.clone()));
+    }
+
     fn lowest_pass(&self) -> u64 {
-        self.batches.values().filter(|b| b.appetite > 0).map(|b| b.pass).min().unwrap_or(0)
+        self.hungry.first().map_or(0, |(pass, _)| *pass)
     }
 
     /// How many leases the batch could give now.
@@ -66,6 +73,9 @@ impl Queue {
             // The time without hunger isn't saved up.
             backlog.pass = backlog.pass.max(floor);
             backlog.hungry_since = Instant::now();
+            self.hungry.insert((backlog.pass, batch.clone()));
+        } else if backlog.appetite > 0 && appetite == 0 {
+            self.hungry.remove(&(backlog.pass, batch.clone()));
         }
         self.backlog = self.backlog - backlog.appetite + appetite;
         backlog.appetite = appetite;
@@ -77,8 +87,7 @@ impl Queue {
     }
 
     fn next(&self) -> Option<&BatchKey> {
-        let hungry = self.batches.iter().filter(|(_, backlog)| backlog.appetite > 0);
-        hungry.min_by_key(|(_, backlog)| backlog.pass).map(|(batch, _)| batch)
+        self.hungry.first().map(|(_, batch)| batch)
     }
 
     /// Whether no other hungry batch comes before this one.
@@ -88,12 +97,16 @@ impl Queue {
 
     /// The batch got a request.
     pub(super) fn served(&mut self, batch: &BatchKey) {
-        if let Some(backlog) = self.batches.get_mut(batch) {
-            backlog.pass += backlog.stride;
-            if backlog.appetite > 0 {
-                backlog.appetite -= 1;
-                self.backlog -= 1;
-            }
+        let Some(backlog) = self.batches.get_mut(batch) else { return };
+        let place = (backlog.pass, batch.clone());
+        backlog.pass += backlog.stride;
+        if backlog.appetite > 0 {
+            self.hungry.remove(&place);
+            backlog.appetite -= 1;
+            self.backlog -= 1;
+        }
+        if backlog.appetite > 0 {
+            self.hungry.insert((backlog.pass, place.1));
         }
     }
 

@@ -353,3 +353,84 @@ fn an_owner_that_ends_late_leaves_its_successor_registered() {
     let (_session, _frames) = attach(&dispatch, "w1", 1, u64::MAX / 2);
     assert_eq!(dispatch.take(&key, "noop", 1).len(), 1);
 }
+
+#[test]
+fn a_new_batch_is_no_business_of_workers_that_wait() {
+    let dispatch = Dispatch::default();
+    let (_session, mut frames) = attach(&dispatch, "w1", 2, u64::MAX / 2);
+    let key = BatchKey::new("default", "a");
+    dispatch.register_unleased(&key, Epoch(3), "noop", 10, Arc::new(Notify::new()));
+    assert_eq!(frame(&mut frames), None, "nobody can hold anything of it");
+    assert_eq!(dispatch.take(&key, "noop", 9).len(), 2, "and all the same it gets their requests");
+    let hello = hello("w2", vec![(key.clone(), token(1))]);
+    let (out, mut frames) = mpsc::channel(8);
+    dispatch.attach(hello, v1::Welcome::default(), out);
+    assert!(matches!(frame(&mut frames), Some(Frame::Welcome(_))));
+    assert_eq!(frame(&mut frames), Some(owner_frame(&key, 3)), "who names it is told whose it is");
+}
+
+/// What an idle worker costs, counted: one small frame for each heartbeat, and nothing for what doesn't concern
+/// it. With ten thousand of them each byte and each frame more is a lot.
+#[test]
+fn an_idle_worker_costs_one_small_frame_a_heartbeat() {
+    const WORKERS: usize = 1000;
+    const HEARTBEATS: u64 = 10;
+    let dispatch = Dispatch::default();
+    let mut fleet: Vec<_> =
+        (0..WORKERS).map(|n| attach(&dispatch, &format!("w{n}"), 2, u64::MAX / 2)).collect();
+    let (mut frames, mut bytes) = (0, 0);
+    let mut read = |fleet: &mut Vec<(SessionId, Frames)>| {
+        for (_, worker) in fleet {
+            while let Some(frame) = frame(worker) {
+                frames += 1;
+                bytes += prost::Message::encoded_len(&v1::AttachResponse { frame: Some(frame) });
+            }
+        }
+        (frames, bytes)
+    };
+    for number in 1..=HEARTBEATS {
+        // A batch comes, is worked on by a few, and goes.
+        let key = BatchKey::new("default", format!("b{number}"));
+        let wake = Arc::new(Notify::new());
+        dispatch.register_unleased(&key, Epoch(number), "noop", 10, wake.clone());
+        for to in dispatch.take(&key, "noop", 3) {
+            dispatch.give_back(&key, "noop", &to, false);
+        }
+        for (session, _) in &fleet {
+            dispatch.heartbeat(*session, number);
+        }
+        dispatch.unregister(&key, "noop", &wake);
+    }
+    let (frames, bytes) = read(&mut fleet);
+    assert_eq!(frames, WORKERS * HEARTBEATS as usize);
+    assert!(bytes <= 8 * frames, "{bytes} bytes in {frames} frames");
+}
+
+#[test]
+fn a_rollback_is_one_frame_for_each_worker() {
+    let dispatch = Dispatch::default();
+    let mut fleet: Vec<_> = (0..100).map(|n| attach(&dispatch, &format!("w{n}"), 2, u64::MAX / 2)).collect();
+    let key = BatchKey::new("default", "a");
+    dispatch.register_unleased(&key, Epoch(1), "noop", 10, Arc::new(Notify::new()));
+    dispatch.broadcast(&key, v1::Phase::Rollback);
+    for (_, frames) in &mut fleet {
+        assert!(matches!(frame(frames), Some(Frame::PhaseChanged(_))));
+        assert_eq!(frame(frames), None);
+    }
+}
+
+/// Owners that have nothing to give take no turn, and the others' turns go on as if they weren't there.
+#[test]
+fn turns_are_the_hungry_ones_only() {
+    let dispatch = Dispatch::default();
+    let idle: Vec<_> = (0..50).map(|n| batch(&dispatch, &format!("idle{n}"), 10)).collect();
+    let (a, b) = (batch(&dispatch, "a", 10), batch(&dispatch, "b", 10));
+    for key in &idle {
+        assert!(dispatch.take(key, "noop", 1).is_empty(), "nobody is there");
+        dispatch.take(key, "noop", 0);
+    }
+    let (_session, _frames) = attach(&dispatch, "w1", 4, u64::MAX / 2);
+    dispatch.take(&b, "noop", 0);
+    assert_eq!(dispatch.take(&a, "noop", 2).len(), 2);
+    assert_eq!(dispatch.take(&b, "noop", 9).len(), 2);
+}

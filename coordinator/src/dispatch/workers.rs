@@ -1,6 +1,6 @@
 //! What comes from workers' streams.
 
-use super::{Dispatch, Hello, Inner, Outbound, Session, SessionId, owner};
+use super::{Dispatch, Hello, Inner, Outbound, Session, SessionId, backlog, owner};
 use crate::store::keys::BatchKey;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -40,11 +40,8 @@ impl Dispatch {
         for (batch, token) in held.into_iter().filter(|(batch, _)| inner.owned.contains_key(batch)) {
             session.hold(batch, token);
         }
-        let same_id = inner.sessions.values().filter(|s| s.worker.id == session.worker.id);
-        let replaced: Vec<(SessionId, bool)> =
-            same_id.map(|s| (s.id, s.worker.incarnation != session.worker.incarnation)).collect();
-        for (older, other_process) in replaced {
-            if other_process {
+        if let Some(&older) = inner.by_worker.get(&session.worker.id) {
+            if inner.sessions[&older].worker.incarnation != session.worker.incarnation {
                 // Either it was restarted just now, or two processes share an id and end each other's leases.
                 tracing::warn!(
                     worker.id = %session.worker.id,
@@ -55,7 +52,7 @@ impl Dispatch {
             inner.end(older, "another stream attached with this worker id");
         }
         let place = Place { id, since: session.since, end: session.end.clone() };
-        inner.by_worker.insert(session.worker.clone(), id);
+        inner.by_worker.insert(session.worker.id.clone(), id);
         inner.sessions.insert(id, session);
         place
     }
@@ -82,11 +79,13 @@ impl Dispatch {
         }
     }
 
-    /// Answers a worker's heartbeat.
+    /// A worker says that it is alive, and is answered.
     pub fn heartbeat(&self, id: SessionId, number: u64) {
-        let inner = self.lock();
-        if let Some(session) = inner.sessions.get(&id) {
-            let backlog = inner.backlog(&session.worker);
+        let mut inner = self.lock();
+        let Inner { sessions, queues, .. } = &mut *inner;
+        if let Some(session) = sessions.get_mut(&id) {
+            session.seen = Instant::now();
+            let backlog = backlog(queues, &session.handlers);
             session.send(Frame::Ack(v1::Ack { heartbeat: number, reports: Vec::new(), backlog }));
         }
     }

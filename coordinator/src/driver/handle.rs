@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::node::{Term, View};
 use crate::store::keys::BatchKey;
 use std::sync::Arc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
 use tranche_engine::{Answer, Epoch, Event, LeaseView, Now, Refusal, Segment};
 use tranche_proto::v1::batch::State;
@@ -103,6 +104,15 @@ impl Handle {
     /// Tells the driver of an event that happened at this time, however long the driver takes to hear of it.
     pub async fn event_at(&self, event: Event, at: Now) -> bool {
         self.send(event, Some(at)).await
+    }
+
+    /// The same if the driver has room now; gives the event back if it hasn't. One that isn't there any more takes
+    /// it, and nothing comes of it.
+    pub(crate) fn try_send(&self, event: Event, at: Option<Now>) -> Option<Event> {
+        match self.inputs.try_send(Input::Event { event, at }) {
+            Err(TrySendError::Full(Input::Event { event, .. })) => Some(event),
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Closed(_)) => None,
+        }
     }
 
     pub(crate) async fn send(&self, event: Event, at: Option<Now>) -> bool {

@@ -110,28 +110,37 @@ pub async fn serve(
     let (held, slots) = (hello.held.clone(), hello.slots);
     let Place { id, since, end } = node.shared().dispatch.attach(hello, welcome, out.clone());
     tracing::info!(worker.id = %worker.id, slots, held = held.len(), "worker attached");
-    let mut session = Attached { node: node.clone(), worker: worker.clone(), id, work: JoinSet::new() };
-    session.announce(held, since).await;
+    let mut session = Attached::new(node.clone(), worker.clone(), id);
+    session.announce(held, since);
     let silence = silence_limit(config.lease_ttl);
-    let mut silent_at = Instant::now() + silence;
+    let mut heard = Instant::now();
+    // Made once, not for each frame: each of them is an entry in a list that all streams share.
+    let ended = end.cancelled();
+    let left = shutdown.cancelled();
+    let silent = tokio::time::sleep_until(heard + silence);
+    tokio::pin!(ended, left, silent);
     let result = loop {
         tokio::select! {
             // In this order: frames that keep coming hold nothing up, and a frame comes before the silence,
             // since after a pause of our own both are there.
             biased;
-            () = end.cancelled() => break Err(Status::aborted("this stream was replaced, or not read")),
-            () = shutdown.cancelled() => break Err(Status::from(Error::ShuttingDown)),
+            () = &mut ended => break Err(Status::aborted("this stream was replaced, or not read")),
+            () = &mut left => break Err(Status::from(Error::ShuttingDown)),
             Some(_) = session.work.join_next(), if !session.work.is_empty() => {}
             frame = frames.try_next() => match frame {
                 Ok(Some(request)) => {
-                    silent_at = Instant::now() + silence;
-                    node.shared().dispatch.seen(id);
+                    heard = Instant::now();
                     if let Err(status) = session.frame(request.frame) { break Err(status); }
                 }
                 Ok(None) => break Ok(()),
                 Err(status) => { tracing::debug!(worker.id = %worker.id, %status, "stream broke"); break Ok(()) }
             },
-            () = tokio::time::sleep_until(silent_at) => {
+            () = &mut silent => {
+                // It isn't moved on with each frame, but once when it passes.
+                if heard + silence > Instant::now() {
+                    silent.as_mut().reset(heard + silence);
+                    continue;
+                }
                 tracing::info!(worker.id = %worker.id, ?silence, "worker is silent, its stream is ended");
                 break Err(Status::aborted(format!("nothing was heard for {silence:?}")));
             }
@@ -187,19 +196,37 @@ struct Attached {
     id: SessionId,
     /// Frames on their way to batches' drivers.
     work: JoinSet<()>,
+    /// Batches whose drivers took in so much that they weren't told of the worker at once. Cancelled when they
+    /// are: what the worker says of a batch comes after its being there.
+    unannounced: BTreeMap<BatchKey, CancellationToken>,
 }
 
 impl Attached {
+    fn new(node: Arc<Node>, worker: WorkerKey, id: SessionId) -> Self {
+        Self { node, worker, id, work: JoinSet::new(), unannounced: BTreeMap::new() }
+    }
+
     /// Tells every batch owned here which leases of it the worker holds. Those of another coordinator's
-    /// batches are its own; only what is of no batch any more is taken from it.
-    async fn announce(&mut self, held: Vec<(BatchKey, Token)>, since: Now) {
+    /// batches are its own; only what is of no batch any more is taken from it. A driver that is busy is waited
+    /// for by what the worker says of its batch, and by nothing else.
+    fn announce(&mut self, held: Vec<(BatchKey, Token)>, since: Now) {
         let mut by_batch: BTreeMap<BatchKey, Vec<Token>> = BTreeMap::new();
         for (batch, token) in held {
             by_batch.entry(batch).or_default().push(token);
         }
         for (key, handle) in self.node.shared().handles() {
             let held = by_batch.remove(&key).unwrap_or_default();
-            handle.event_at(Event::Attached { worker: self.worker.clone(), held }, since).await;
+            let event = Event::Attached { worker: self.worker.clone(), held };
+            if let Some(event) = handle.try_send(event, Some(since)) {
+                let told = CancellationToken::new();
+                // Also when the stream ends before, and this is cut off with the process.
+                let guard = told.clone().drop_guard();
+                self.unannounced.insert(key, told);
+                self.work.spawn(async move {
+                    let _guard = guard;
+                    handle.send(event, Some(since)).await;
+                });
+            }
         }
         if by_batch.is_empty() {
             return;
@@ -219,12 +246,18 @@ impl Attached {
 
     fn frame(&mut self, frame: Option<Frame>) -> Result<(), Status> {
         let dispatch = &self.node.shared().dispatch;
+        // This one says by itself that the worker is alive: most frames are heartbeats.
+        if let Some(Frame::Heartbeat(heartbeat)) = frame {
+            dispatch.heartbeat(self.id, heartbeat.number);
+            return Ok(());
+        }
+        dispatch.seen(self.id);
         match frame {
             Some(Frame::Credit(credit)) => {
                 let leases = u32::try_from(credit.leases).unwrap_or(0);
                 dispatch.credit(self.id, leases, u64::try_from(credit.bytes).unwrap_or(0));
             }
-            Some(Frame::Heartbeat(heartbeat)) => dispatch.heartbeat(self.id, heartbeat.number),
+            Some(Frame::Heartbeat(_)) => unreachable!("answered above"),
             Some(Frame::Report(report)) => {
                 let (batch, token) = batch_and_token(&report.batch, report.token.as_ref())?;
                 let event = match decoded(&self.worker, token, &report) {
@@ -237,8 +270,7 @@ impl Attached {
                         return Err(invalid("report", &message));
                     }
                 };
-                let (node, worker) = (self.node.clone(), self.worker.clone());
-                self.begin(async move { settle(&node, worker, batch, event, report).await })?;
+                self.report(batch, event, report)?;
             }
             Some(Frame::Release(release)) => {
                 let (batch, token) = batch_and_token(&release.batch, release.token.as_ref())?;
@@ -265,12 +297,49 @@ impl Attached {
         Ok(())
     }
 
-    fn tell(&mut self, batch: BatchKey, event: Event, at: Option<Now>) -> Result<(), Status> {
-        let node = self.node.clone();
+    /// What is waited for before anything of a batch goes to its driver.
+    fn announced(&mut self, batch: &BatchKey) -> Option<CancellationToken> {
+        if self.unannounced.is_empty() {
+            return None;
+        }
+        self.unannounced.retain(|_, told| !told.is_cancelled());
+        self.unannounced.get(batch).cloned()
+    }
+
+    /// Tells a batch's driver, now if it has room, and when it has.
+    fn tell(&mut self, batch: BatchKey, mut event: Event, at: Option<Now>) -> Result<(), Status> {
+        let Some(handle) = self.node.shared().handle(&batch) else { return Ok(()) };
+        let announced = self.announced(&batch);
+        if announced.is_none() {
+            let Some(full) = handle.try_send(event, at) else { return Ok(()) };
+            event = full;
+        }
         self.begin(async move {
-            if let Some(handle) = node.shared().handle(&batch) {
-                handle.send(event, at).await;
+            if let Some(announced) = announced {
+                announced.cancelled().await;
             }
+            handle.send(event, at).await;
+        })
+    }
+
+    /// Brings a report to its batch: most need nothing but the driver's having room.
+    fn report(&mut self, batch: BatchKey, mut event: Report, report: v1::Report) -> Result<(), Status> {
+        let announced = self.announced(&batch);
+        if announced.is_none()
+            && report.failures.is_empty()
+            && let Some(handle) = self.node.shared().handle(&batch)
+        {
+            match handle.try_send(Event::Report(event), None) {
+                Some(Event::Report(full)) => event = full,
+                _ => return Ok(()),
+            }
+        }
+        let (node, worker) = (self.node.clone(), self.worker.clone());
+        self.begin(async move {
+            if let Some(announced) = announced {
+                announced.cancelled().await;
+            }
+            settle(&node, worker, batch, event, report).await;
         })
     }
 

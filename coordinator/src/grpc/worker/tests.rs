@@ -42,7 +42,7 @@ async fn one_frame_in_work_too_many_ends_the_stream() {
     let (out, mut answers) = mpsc::channel(2 * WORK_BOUND);
     let hello = checked(hello(), String::new()).expect("right");
     let id = node.shared().dispatch.attach(hello, v1::Welcome::default(), out).id;
-    let mut session = Attached { node: node.clone(), worker, id, work: JoinSet::new() };
+    let mut session = Attached::new(node.clone(), worker, id);
     // Nothing of it is done before this test waits.
     for counter in 0..WORK_BOUND as u64 {
         session.frame(Some(report(counter))).expect("as many as may be");
@@ -72,5 +72,23 @@ async fn a_coordinator_that_stops_takes_no_worker() {
     let refused = serve(node.clone(), frames, String::new(), &out, CancellationToken::new()).await;
     assert_eq!(refused.expect_err("refused").code(), Code::Unavailable);
     assert_eq!(node.shared().dispatch.sessions(|session| session.id), []);
+    node.stopped().await;
+}
+
+/// A driver whose inputs are full holds up what the worker says of its batch, and nothing else.
+#[tokio::test]
+async fn what_is_said_of_a_batch_comes_after_the_word_that_the_worker_is_there() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = node(dir.path()).await;
+    let mut session = Attached::new(node.clone(), WorkerKey::new("w", "life-1"), SessionId(7));
+    let (busy, free) = (BatchKey::new("default", "busy"), BatchKey::new("default", "free"));
+    let told = CancellationToken::new();
+    session.unannounced.insert(busy.clone(), told.clone());
+    assert!(session.announced(&free).is_none());
+    let waits = session.announced(&busy).expect("it isn't told yet");
+    assert!(!waits.is_cancelled());
+    told.cancel();
+    assert!(waits.is_cancelled() && session.announced(&busy).is_none(), "from now on nothing waits");
+    node.shared().stop.cancel();
     node.stopped().await;
 }
