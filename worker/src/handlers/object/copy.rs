@@ -12,6 +12,13 @@ use tokio_util::sync::CancellationToken;
 /// Large enough that most pictures take few calls, small enough to stay in the processor's cache.
 const BUFFER: usize = 256 * 1024;
 
+/// A source that is open for reading.
+pub(super) struct Source {
+    file: File,
+    /// Bytes, as it was opened. 0 may be a file that doesn't know, such as those of `/proc`.
+    size: u64,
+}
+
 /// A file that was copied.
 pub(super) struct Copied {
     pub(super) size: u64,
@@ -30,7 +37,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Opens a task's source for reading.
-    pub(super) fn open(dir: &Dir, source: &str) -> Result<File, TaskFail> {
+    pub(super) fn open(dir: &Dir, source: &str) -> Result<Source, TaskFail> {
         let mut options = OpenOptions::new();
         // Opening a pipe would wait for its writer.
         options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
@@ -43,7 +50,7 @@ impl<'a> Copier<'a> {
             _ => fail("UNREADABLE", &error),
         })?;
         match file.metadata() {
-            Ok(meta) if meta.is_file() => Ok(file),
+            Ok(meta) if meta.is_file() => Ok(Source { file, size: meta.len() }),
             Ok(_) => Err(fail("UNREADABLE", &"is no regular file")),
             Err(error) => Err(fail("UNREADABLE", &error)),
         }
@@ -53,7 +60,7 @@ impl<'a> Copier<'a> {
     /// of no use.
     pub(super) fn copy(
         &mut self,
-        source: File,
+        source: Source,
         staged: &mut File,
         wanted: &Wanted,
         check_image: bool,
@@ -68,7 +75,7 @@ impl<'a> Copier<'a> {
 
     fn transfer(
         &mut self,
-        mut source: File,
+        mut source: Source,
         staged: &mut File,
         wanted: &Wanted,
     ) -> Result<Copied, StageError> {
@@ -79,7 +86,7 @@ impl<'a> Copier<'a> {
             if self.cancel.is_cancelled() {
                 return Err(HandlerError::Cancelled.into());
             }
-            let read = match source.read(&mut self.buffer) {
+            let read = match source.file.read(&mut self.buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -96,6 +103,10 @@ impl<'a> Copier<'a> {
             // Not the task's fault: the disk is full or broken.
             staged.write_all(part).map_err(disk("staging a copy of", &wanted.source))?;
             size += read as u64;
+            // The end is known: a small file is one read and one write. What is appended meanwhile isn't copied.
+            if size == source.size {
+                break;
+            }
         }
         let blake3 = blake3.finalize();
         if let Some(expected) = wanted.size.filter(|expected| *expected != size) {

@@ -1,5 +1,6 @@
 //! Tests on real files.
 
+mod ceiling;
 mod checks;
 mod claims;
 mod disk;
