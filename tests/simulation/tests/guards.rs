@@ -3,8 +3,9 @@
 use tranche_guards::Guard;
 use tranche_sim::run_seeds;
 
-/// Seeds within which each guard is missed. The rarest needs about 800.
-const WITHIN: u64 = 4000;
+/// Seeds within which each guard is missed. The rarest, LateSweep and DeletedStaysDeleted, are missed in one of
+/// about 2,000 to 4,000; which seed that is changes with every change of what is simulated.
+const WITHIN: u64 = 12_000;
 
 /// Guards of real files, which there are none of here: `worker/src/handlers/object/tests/durable.rs` misses them.
 const FILES: [Guard; 2] = [Guard::SyncBeforeReport, Guard::SyncBeforeCommitted];

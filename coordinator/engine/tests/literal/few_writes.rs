@@ -172,7 +172,9 @@ fn ranges_one_after_the_other_take_two_writes_each() {
         let (_, commands) = turn_with(&mut desk, &a, 1);
         let next = grants(&commands);
         given += next.len() as u64;
-        next.iter().for_each(|grant| desk.report(done(grant)));
+        for grant in &next {
+            desk.report(done(grant));
+        }
     }
     assert_eq!(given, 2 * RANGES + 2, "each to be staged and to be committed, PUBLISH, SWEEP");
     // Each report goes with the next lease. The first lease, PUBLISH with the end, and the fold are more.
