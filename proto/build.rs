@@ -12,6 +12,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let set = protox::compile(files, ["."])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("tranche.v1.bin"), set.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".tranche.v1").compile_fds(set)?;
+    tonic_prost_build::configure()
+        .bytes(".tranche.v1")
+        .extern_path(".tranche.v1.AppendTasksRequest", "crate::AppendTasksRequest")
+        .extern_path(".tranche.v1.TaskList", "crate::TaskList")
+        .compile_fds(set)?;
     Ok(())
 }

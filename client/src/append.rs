@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tranche_proto::v1::{AppendTasksRequest, AppendTasksResponse, Task};
-use tranche_proto::{MAX_KEY_BYTES, MAX_PAYLOAD_BYTES};
+use tranche_proto::{MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, TaskList};
 
 use crate::retry::Retry;
-use crate::window::{Chunk, Window};
+use crate::window::{Building, Chunk, Window};
 use crate::{Client, Error, Options};
 
 const CALL: &str = "AppendTasks";
@@ -101,7 +101,7 @@ impl Appender {
         let source = Source {
             tasks: std::pin::pin!(tasks),
             next: self.first,
-            building: Chunk::starting_at(self.first),
+            building: Building::starting_at(self.first),
             carry: None,
             ended: false,
         };
@@ -195,7 +195,7 @@ where
         let opening = AppendTasksRequest {
             name: self.appender.name.clone(),
             first_sequence: self.window.durable() + 1,
-            tasks: Vec::new(),
+            tasks: TaskList::default(),
         };
         // Never full here: the channel is new.
         let _ = outbox.try_send(opening);
@@ -238,7 +238,7 @@ struct Source<'a, S> {
     tasks: Pin<&'a mut S>,
     /// Sequence number of the next task of `tasks`.
     next: i64,
-    building: Chunk,
+    building: Building,
     /// A task that did not fit into the chunk before.
     carry: Option<Task>,
     ended: bool,
@@ -262,11 +262,11 @@ where
                 // A chunk takes its first task whatever its size.
                 if let Err(task) = self.building.add(task, options) {
                     self.carry = Some(task);
-                    return Poll::Ready(Ok(Some(self.finish())));
+                    return Poll::Ready(Ok(Some(self.building.take())));
                 }
             }
             if self.building.is_full(options) {
-                return Poll::Ready(Ok(Some(self.finish())));
+                return Poll::Ready(Ok(Some(self.building.take())));
             }
             match self.tasks.as_mut().poll_next(cx) {
                 Poll::Ready(Some(Ok(task))) => {
@@ -275,7 +275,7 @@ where
                     self.next += 1;
                     // A resumed append passes over what is durable.
                     if self.building.is_empty() && sequence <= durable {
-                        self.building = Chunk::starting_at(self.next);
+                        self.building.restart_at(self.next);
                     } else {
                         self.carry = Some(task);
                     }
@@ -283,20 +283,15 @@ where
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Error::Source(error))),
                 Poll::Ready(None) => {
                     self.ended = true;
-                    let rest = (!self.building.is_empty()).then(|| self.finish());
+                    let rest = (!self.building.is_empty()).then(|| self.building.take());
                     return Poll::Ready(Ok(rest));
                 }
                 Poll::Pending if eager && !self.building.is_empty() => {
-                    return Poll::Ready(Ok(Some(self.finish())));
+                    return Poll::Ready(Ok(Some(self.building.take())));
                 }
                 Poll::Pending => return Poll::Pending,
             }
         }
-    }
-
-    fn finish(&mut self) -> Chunk {
-        let after = Chunk::starting_at(self.building.end());
-        std::mem::replace(&mut self.building, after)
     }
 }
 

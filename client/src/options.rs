@@ -28,14 +28,15 @@ pub struct Options {
 }
 
 impl Options {
-    /// 4,096 tasks: enough that the cost of a message vanishes, few enough that staging starts early.
-    pub const CHUNK_TASKS: usize = 4_096;
+    /// 8,192 tasks: enough that the cost of a message vanishes, few enough that staging starts early.
+    pub const CHUNK_TASKS: usize = 8_192;
     /// 1 MiB: a segment worth writing, and well below the service's limit.
     pub const CHUNK_BYTES: usize = 1024 * 1024;
-    /// 16 messages: hides a round trip of 100 ms at 160 messages a second.
-    pub const WINDOW_CHUNKS: usize = 16;
-    /// 16 MiB: what a client pays in memory at most, however many tasks there are.
-    pub const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+    /// 32 messages: hides a round trip of 100 ms at 320 messages a second.
+    pub const WINDOW_CHUNKS: usize = 32;
+    /// 32 MiB: what a client pays in memory at most, however many tasks there are. Several segments of the
+    /// service's, so that one is filled while others are written.
+    pub const WINDOW_BYTES: usize = 32 * 1024 * 1024;
 }
 
 impl Default for Options {

@@ -2,59 +2,76 @@
 
 use std::collections::VecDeque;
 
-use prost::Message as _;
 use tranche_proto::v1::{AppendTasksRequest, Task};
+use tranche_proto::{TaskList, TaskListBuilder};
 
 use crate::{Error, Options};
 
-/// Bytes that a task adds to a message beside its own: the field's tag and the longest length.
-const TASK_OVERHEAD: usize = 5;
-
-/// Tasks that travel in one message, with consecutive sequence numbers.
+/// A chunk in the making. Tasks are encoded as they come, and never again.
 #[derive(Debug)]
-pub(crate) struct Chunk {
+pub(crate) struct Building {
     first: i64,
-    tasks: Vec<Task>,
-    bytes: usize,
+    tasks: TaskListBuilder,
 }
 
-impl Chunk {
+impl Building {
     pub(crate) fn starting_at(first: i64) -> Self {
-        Self { first, tasks: Vec::new(), bytes: 0 }
+        Self { first, tasks: TaskListBuilder::default() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
+    /// Starts elsewhere; nothing may be in it.
+    pub(crate) fn restart_at(&mut self, first: i64) {
+        debug_assert!(self.is_empty());
+        self.first = first;
+    }
+
     pub(crate) fn is_full(&self, options: &Options) -> bool {
-        self.tasks.len() >= options.chunk_tasks.max(1) || self.bytes >= options.chunk_bytes
+        self.tasks.len() >= options.chunk_tasks.max(1) || self.tasks.encoded_len() >= options.chunk_bytes
     }
 
     /// Adds a task, or gives it back when the chunk would become too large; a chunk takes its first
     /// task whatever its size.
     pub(crate) fn add(&mut self, task: Task, options: &Options) -> Result<(), Task> {
-        let bytes = task.encoded_len() + TASK_OVERHEAD;
-        if !self.is_empty() && self.bytes + bytes > options.chunk_bytes {
+        let bytes = self.tasks.encoded_len();
+        if !self.is_empty() && bytes + TaskListBuilder::cost(&task) > options.chunk_bytes {
             return Err(task);
         }
-        self.bytes += bytes;
-        self.tasks.push(task);
+        self.tasks.push(&task);
         Ok(())
     }
 
-    /// Sequence number after the last.
-    pub(crate) fn end(&self) -> i64 {
-        self.first + self.tasks.len().cast_signed() as i64
+    /// The chunk. The next one starts after it.
+    pub(crate) fn take(&mut self) -> Chunk {
+        let chunk = Chunk { first: self.first, tasks: self.tasks.take() };
+        self.first += chunk.tasks.len().cast_signed() as i64;
+        chunk
+    }
+}
+
+/// Tasks that travel in one message, with consecutive sequence numbers.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    first: i64,
+    tasks: TaskList,
+}
+
+impl Chunk {
+    fn bytes(&self) -> usize {
+        self.tasks.bytes().len()
     }
 
     /// Forgets the tasks up to `durable`.
     fn trim(&mut self, durable: i64) {
-        let known = (durable + 1 - self.first).clamp(0, self.tasks.len().cast_signed() as i64);
-        for task in self.tasks.drain(..known as usize) {
-            self.bytes -= task.encoded_len() + TASK_OVERHEAD;
+        let len = self.tasks.len();
+        let known = (durable + 1 - self.first).clamp(0, len.cast_signed() as i64);
+        if known > 0 {
+            self.tasks = self.tasks.slice(known as usize..len);
+            self.first += known;
         }
-        self.first += known;
     }
 }
 
@@ -95,13 +112,13 @@ impl Window {
     /// Keeps a chunk; what of it is durable already is forgotten.
     pub(crate) fn push(&mut self, mut chunk: Chunk) {
         chunk.trim(self.durable);
-        if !chunk.is_empty() {
-            self.bytes += chunk.bytes;
+        if !chunk.tasks.is_empty() {
+            self.bytes += chunk.bytes();
             self.chunks.push_back(chunk);
         }
     }
 
-    /// The next message of this stream. Payloads are shared, not copied.
+    /// The next message of this stream. Its tasks are shared, not copied.
     pub(crate) fn next_unsent(&mut self) -> Option<AppendTasksRequest> {
         let chunk = self.chunks.get(self.sent)?;
         self.sent += 1;
@@ -125,10 +142,10 @@ impl Window {
         let grew = durable > self.durable;
         self.durable = durable;
         while let Some(front) = self.chunks.front_mut() {
-            let before = front.bytes;
+            let before = front.bytes();
             front.trim(durable);
-            self.bytes -= before - front.bytes;
-            if !front.is_empty() {
+            self.bytes -= before - front.bytes();
+            if !front.tasks.is_empty() {
                 break;
             }
             self.chunks.pop_front();
@@ -144,16 +161,16 @@ mod tests {
 
     fn chunk(first: i64, count: usize) -> Chunk {
         let options = Options::default();
-        let mut chunk = Chunk::starting_at(first);
+        let mut chunk = Building::starting_at(first);
         for n in 0..count {
             let task = Task { key: format!("{}", first + n.cast_signed() as i64), ..Default::default() };
             chunk.add(task, &options).unwrap();
         }
-        chunk
+        chunk.take()
     }
 
     fn sequences(request: &AppendTasksRequest) -> Vec<i64> {
-        request.tasks.iter().map(|t| t.key.parse().unwrap()).collect()
+        request.tasks.iter().map(|t| t.unwrap().key.parse().unwrap()).collect()
     }
 
     #[test]
@@ -199,16 +216,16 @@ mod tests {
     fn chunks_end_at_the_count_and_at_the_bytes() {
         let options = Options { chunk_tasks: 3, chunk_bytes: 100, ..Options::default() };
         let task = |n: usize| Task { key: String::new(), payload: vec![0; n].into() };
-        let mut chunk = Chunk::starting_at(1);
+        let mut chunk = Building::starting_at(1);
         for _ in 0..3 {
             assert!(!chunk.is_full(&options));
             chunk.add(task(1), &options).unwrap();
         }
         assert!(chunk.is_full(&options));
-        let mut chunk = Chunk::starting_at(1);
+        let mut chunk = Building::starting_at(1);
         chunk.add(task(50), &options).unwrap();
         assert!(chunk.add(task(50), &options).is_err());
-        let mut large = Chunk::starting_at(1);
+        let mut large = Building::starting_at(1);
         large.add(task(500), &options).unwrap();
         assert!(large.is_full(&options));
     }

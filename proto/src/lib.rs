@@ -2,11 +2,17 @@
 //!
 //! [`stored`] reads and writes records so that fields of a newer version survive.
 
+mod append;
 pub mod stored;
+mod tasks;
+
+pub use append::AppendTasksRequest;
+pub use tasks::{TaskList, TaskListBuilder, TaskRef};
 
 /// Package `tranche.v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {
+    pub use crate::AppendTasksRequest;
     tonic::include_proto!("tranche.v1");
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
-use tranche_proto::v1;
+use tranche_proto::{TaskList, v1};
 
 /// Fencing token of a lease: unique for ever.
 ///
@@ -192,12 +192,12 @@ pub enum Work {
 }
 
 impl Work {
-    /// Checks an assembled grant.
+    /// Checks an assembled grant, whose tasks came in pieces.
     ///
     /// # Errors
     /// What is wrong with it, for people: an unknown phase, a range or runs that are none, tasks that
     /// don't fit the runs.
-    pub fn from_grant(grant: v1::Grant) -> Result<Self, String> {
+    pub fn from_grant(grant: v1::Grant, tasks: Vec<Bytes>) -> Result<Self, String> {
         let phase = v1::Phase::try_from(grant.phase).unwrap_or(v1::Phase::Unspecified);
         let token = grant.token.map(Token::from).ok_or("the grant has no token")?;
         let batch = BatchInfo {
@@ -218,7 +218,7 @@ impl Work {
             v1::Phase::Stage => {
                 let range = range()?;
                 let runs = runs(grant.runs)?;
-                let tasks = number(&runs, grant.tasks)?;
+                let tasks = number(&runs, tasks)?;
                 Ok(Self::Stage(StageLease { batch, token, range, runs, tasks, attempt }))
             }
             v1::Phase::Commit => {
@@ -262,14 +262,27 @@ fn attempts(attempts: Vec<v1::StagedAttempt>) -> Result<Vec<Attempt>, String> {
     attempts.into_iter().map(attempt).collect()
 }
 
-fn number(runs: &[Range], tasks: Vec<v1::Task>) -> Result<Vec<StageTask>, String> {
-    if count(runs) != tasks.len() as u64 {
-        return Err(format!("{} tasks came for {} sequence numbers", tasks.len(), count(runs)));
+fn number(runs: &[Range], pieces: Vec<Bytes>) -> Result<Vec<StageTask>, String> {
+    let unreadable = |error: prost::DecodeError| format!("the tasks can't be read: {error}");
+    let pieces: Vec<TaskList> =
+        pieces.into_iter().map(TaskList::decode).collect::<Result<_, _>>().map_err(unreadable)?;
+    let came: usize = pieces.iter().map(TaskList::len).sum();
+    if count(runs) != came as u64 {
+        return Err(format!("{came} tasks came for {} sequence numbers", count(runs)));
     }
-    let sequences = runs.iter().flat_map(|run| run.first..=run.last);
-    let task =
-        |(sequence, task): (u64, v1::Task)| StageTask { sequence, key: task.key, payload: task.payload };
-    Ok(sequences.zip(tasks).map(task).collect())
+    let mut sequences = runs.iter().flat_map(|run| run.first..=run.last);
+    let mut tasks = Vec::with_capacity(came);
+    for piece in &pieces {
+        for (task, sequence) in piece.iter().zip(&mut sequences) {
+            let task = task.map_err(unreadable)?;
+            tasks.push(StageTask {
+                sequence,
+                key: task.key.into(),
+                payload: piece.bytes().slice_ref(task.payload),
+            });
+        }
+    }
+    Ok(tasks)
 }
 
 #[cfg(test)]
@@ -290,8 +303,12 @@ mod tests {
     fn tasks_get_the_sequence_numbers_of_the_runs() {
         let mut grant = grant(v1::Phase::Stage as i32);
         grant.runs = vec![v1::Range { first: 2, last: 3 }, v1::Range { first: 7, last: 7 }];
-        grant.tasks = ["a", "b", "c"].map(|key| v1::Task { key: key.into(), payload: Bytes::new() }).to_vec();
-        let Ok(Work::Stage(lease)) = Work::from_grant(grant) else { panic!("a stage lease") };
+        let tasks = |keys: &[&str]| -> Bytes {
+            let task = |key: &&str| v1::Task { key: (*key).into(), payload: Bytes::new() };
+            keys.iter().map(task).collect::<TaskList>().bytes().clone()
+        };
+        let pieces = vec![tasks(&["a", "b"]), tasks(&["c"])];
+        let Ok(Work::Stage(lease)) = Work::from_grant(grant, pieces) else { panic!("a stage lease") };
         let numbers: Vec<_> = lease.tasks.iter().map(|t| (t.sequence, t.key.as_str())).collect();
         assert_eq!(numbers, [(2, "a"), (3, "b"), (7, "c")]);
         assert_eq!(lease.batch.id(), "b1");
@@ -302,21 +319,21 @@ mod tests {
     fn what_contradicts_itself_is_refused() {
         let mut short = grant(v1::Phase::Stage as i32);
         short.runs = vec![v1::Range { first: 1, last: 2 }];
-        assert_eq!(Work::from_grant(short).unwrap_err(), "0 tasks came for 2 sequence numbers");
+        assert_eq!(Work::from_grant(short, vec![]).unwrap_err(), "0 tasks came for 2 sequence numbers");
 
         let mut overlap = grant(v1::Phase::Stage as i32);
         overlap.runs = vec![v1::Range { first: 1, last: 2 }, v1::Range { first: 2, last: 3 }];
-        assert_eq!(Work::from_grant(overlap).unwrap_err(), "run [2, 3] is not after run [1, 2]");
+        assert_eq!(Work::from_grant(overlap, vec![]).unwrap_err(), "run [2, 3] is not after run [1, 2]");
 
         let mut backwards = grant(v1::Phase::Commit as i32);
         backwards.range = Some(v1::Range { first: 5, last: 4 });
-        assert_eq!(Work::from_grant(backwards).unwrap_err(), "[5, 4] is no range");
+        assert_eq!(Work::from_grant(backwards, vec![]).unwrap_err(), "[5, 4] is no range");
     }
 
     #[test]
     fn an_unknown_phase_is_refused() {
-        assert_eq!(Work::from_grant(grant(77)).unwrap_err(), "phase 77 is not known to this worker");
-        assert_eq!(Work::from_grant(grant(0)).unwrap_err(), "phase 0 is not known to this worker");
+        assert_eq!(Work::from_grant(grant(77), vec![]).unwrap_err(), "phase 77 is not known to this worker");
+        assert_eq!(Work::from_grant(grant(0), vec![]).unwrap_err(), "phase 0 is not known to this worker");
     }
 
     #[test]

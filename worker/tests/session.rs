@@ -2,8 +2,9 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::running::{Running, TTL, config};
-use common::{Coordinator, LIMIT, stage, token};
+use common::{Coordinator, LIMIT, stage, tasks_of, token};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -113,7 +114,7 @@ async fn rollback_is_acknowledged_only_when_staging_has_really_stopped() {
     assert!(worker.held.stopped.load(Ordering::SeqCst));
     // Then what was staged is removed here, by a lease.
     let mut grant = stage("held", 3, 2);
-    (grant.phase, grant.runs, grant.tasks) = (rollback, Vec::new(), Vec::new());
+    (grant.phase, grant.runs, grant.tasks) = (rollback, Vec::new(), Bytes::new());
     stream.grant(grant).await;
     let report = stream.report().await;
     assert_eq!((report.token, report.phase, report.done), (Some(token(3)), rollback, 2));
@@ -147,11 +148,10 @@ async fn a_lease_in_parts_is_run_whole() {
     let mut coordinator = Coordinator::start().await;
     let _worker = Running::start(config(&[&coordinator], 1));
     let (mut stream, _) = coordinator.attached(TTL).await;
-    let mut tasks = stage("noop", 1, 7).tasks;
     let mut first = stage("noop", 1, 7);
-    (first.tasks, first.more) = (tasks.drain(..3).collect(), true);
+    (first.tasks, first.more) = (stage("noop", 1, 3).tasks, true);
     let mut last = stage("noop", 1, 7);
-    (last.tasks, last.runs) = (tasks, Vec::new());
+    (last.tasks, last.runs) = (stage("noop", 1, 4).tasks, Vec::new());
     stream.grant(first).await;
     stream.grant(last).await;
     assert_eq!(stream.report().await.done, 7);
@@ -166,9 +166,9 @@ async fn what_goes_wrong_is_an_error_never_success() {
     phase.phase = 42;
     let handler = stage("teleport", 2, 1);
     let mut panics = stage("held", 3, 1);
-    panics.tasks[0].key = "panic".into();
+    panics.tasks = tasks_of(["panic".into()]);
     let mut wrong = stage("held", 4, 1);
-    wrong.tasks[0].key = "wrong".into();
+    wrong.tasks = tasks_of(["wrong".into()]);
     let mut commit = stage("held", 5, 1);
     commit.phase = v1::Phase::Commit as i32;
     for (grant, error) in [

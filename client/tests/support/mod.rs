@@ -113,7 +113,7 @@ impl World {
         }
         let known = (durable + 1 - request.first_sequence) as usize;
         for task in request.tasks.iter().take(through).skip(known) {
-            self.appended.push(task.key.clone());
+            self.appended.push(task.expect("a task").key.to_owned());
         }
         Ok(())
     }

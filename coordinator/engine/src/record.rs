@@ -146,9 +146,11 @@ pub struct Segment {
     pub run: Run,
     /// The object's path.
     pub object: String,
-    /// Its bytes.
+    /// Where in it they begin.
+    pub offset: u64,
+    /// How many bytes they are.
     pub bytes: u64,
-    /// Its CRC-32C.
+    /// Their CRC-32C.
     pub crc32c: u32,
 }
 

@@ -4,12 +4,12 @@ use super::{Driver, records};
 use crate::dispatch::{Delivery, Dispatch};
 use crate::manifest::Objects;
 use crate::store::keys::BatchKey;
-use prost::Message as _;
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tranche_engine::{Command, Grant, Phase, Report, ReportError, ReportResult, Runs, Token, WorkerKey};
-use tranche_proto::v1;
+use tranche_proto::{TaskList, v1};
 
 /// Bytes of tasks in one frame of a lease; more go into the next frame.
 const FRAME_BYTES: usize = 1024 * 1024;
@@ -119,7 +119,7 @@ impl Driver {
             phase: phase_to_proto(grant.phase).into(),
             range: Some(records::run_to_proto(grant.run)),
             runs: records::runs_to_proto(&grant.runs),
-            tasks: Vec::new(),
+            tasks: Bytes::new(),
             more: false,
             attempts: grant
                 .attempts
@@ -149,29 +149,49 @@ async fn stage(
     grant: Grant,
 ) -> Result<(), crate::error::Error> {
     let runs: Vec<(u64, u64)> = grant.runs.iter().map(|run| (run.first, run.last)).collect();
-    let tasks = objects.read_tasks(segments, &runs).await?;
-    let (mut frames, mut frame, mut bytes, mut size) = (Vec::new(), head, 0u64, 0usize);
-    for task in tasks {
-        let weight = task.encoded_len();
-        bytes += weight as u64;
-        if size > 0 && size + weight > FRAME_BYTES {
-            let next = v1::Grant {
-                batch: frame.batch.clone(),
-                token: frame.token,
-                phase: frame.phase,
-                ..v1::Grant::default()
-            };
-            frame.more = true;
-            frames.push(std::mem::replace(&mut frame, next));
-            size = 0;
-        }
-        size += weight;
-        frame.tasks.push(task);
-    }
-    frames.push(frame);
+    let mut lists = in_frames(objects.read_tasks(segments, &runs).await?, FRAME_BYTES);
+    let bytes = lists.iter().map(|list| list.bytes().len() as u64).sum();
+    let rest = lists.split_off(lists.len().min(1));
+    let tasks = lists.first().map(TaskList::bytes).cloned().unwrap_or_default();
+    let (batch_name, of) = (head.batch.clone(), (head.token, head.phase));
+    let mut frames = vec![v1::Grant { tasks, ..head }];
+    frames.extend(rest.iter().map(|list| v1::Grant {
+        batch: batch_name.clone(),
+        token: of.0,
+        phase: of.1,
+        tasks: list.bytes().clone(),
+        ..v1::Grant::default()
+    }));
+    let last = frames.len() - 1;
+    frames[..last].iter_mut().for_each(|frame| frame.more = true);
     // Not on its way: the lease's time runs out, or the worker's next word says that it doesn't hold it.
     dispatch.grant(&grant.worker, Delivery { batch, token: grant.token, phase: grant.phase, frames, bytes });
     Ok(())
+}
+
+/// Cuts tasks into frames of at most `most` bytes, or of one larger task. A frame that comes from one segment shares
+/// its memory.
+fn in_frames(pieces: Vec<TaskList>, most: usize) -> Vec<TaskList> {
+    let mut frames: Vec<TaskList> = Vec::new();
+    for piece in pieces {
+        let mut from = 0;
+        while from < piece.len() {
+            let rest = piece.slice(from..piece.len());
+            let room = frames.last().map_or(0, |frame| most.saturating_sub(frame.bytes().len()));
+            let fitting = rest.fitting(room);
+            if fitting > 0
+                && let Some(frame) = frames.last_mut()
+            {
+                frame.append(&rest.slice(0..fitting));
+                from += fitting;
+            } else {
+                let fitting = rest.fitting(most).max(1);
+                frames.push(rest.slice(0..fitting));
+                from += fitting;
+            }
+        }
+    }
+    frames
 }
 
 fn undeliverable(worker: WorkerKey, token: Token, message: String) -> Report {

@@ -157,6 +157,7 @@ pub fn segment_record(segment: &engine::Segment) -> v1::SegmentRecord {
         object: segment.object.clone(),
         size: segment.bytes.cast_signed(),
         crc32c: segment.crc32c,
+        offset: segment.offset.cast_signed(),
     }
 }
 
@@ -167,6 +168,7 @@ pub fn segment_from(record: &v1::SegmentRecord) -> Result<engine::Segment, Strin
         object: record.object.clone(),
         bytes: record.size.cast_unsigned(),
         crc32c: record.crc32c,
+        offset: record.offset.cast_unsigned(),
     })
 }
 

@@ -15,13 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::{Code, Status};
-use tranche_proto::{MAX_APPEND_BYTES, v1};
+use tranche_proto::{MAX_APPEND_BYTES, TaskList, v1};
 
 /// Where appended tasks go.
 #[async_trait]
 pub(crate) trait Sink: Send + 'static {
     fn durable(&self) -> watch::Receiver<Result<u64, Error>>;
-    async fn push(&mut self, first: u64, tasks: Vec<v1::Task>) -> Result<(), Error>;
+    async fn push(&mut self, first: u64, tasks: TaskList) -> Result<(), Error>;
     async fn finish(self) -> Result<u64, Error>;
 }
 

@@ -147,6 +147,13 @@ pub(crate) fn append(batch: &BatchKey, request: &v1::AppendTasksRequest) -> Resu
         problems.add("tasks", format!("the message has {bytes} bytes, it may have {MAX_APPEND_BYTES}"));
     }
     for (index, task) in request.tasks.iter().enumerate() {
+        let task = match task {
+            Ok(task) => task,
+            Err(error) => {
+                problems.add(format!("tasks[{index}]"), error.to_string());
+                continue;
+            }
+        };
         if task.key.len() > MAX_KEY_BYTES {
             let len = task.key.len();
             problems

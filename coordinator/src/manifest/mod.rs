@@ -6,7 +6,7 @@
 //! CRC-32C are checked at every read from storage.
 
 mod cache;
-mod segment;
+mod pack;
 
 use crate::error::Error;
 use crate::store::keys::BatchKey;
@@ -14,12 +14,12 @@ use cache::Cache;
 use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload};
+use pack::{Aligned, Pack};
 use prost::Message;
-use segment::Verified;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tranche_proto::v1;
+use tranche_proto::{TaskList, v1};
 use uuid::Uuid;
 
 /// How many bytes of segments stay in memory, so that tasks which were just appended are leased without
@@ -68,35 +68,17 @@ impl Objects {
         self.dir.as_ref().map_or_else(|| path.to_owned(), |dir| dir.join(path).display().to_string())
     }
 
-    /// Writes consecutive tasks, durably, as a new object; the record is what later finds and checks it.
-    ///
-    /// # Errors
-    /// [`Error::Objects`] when storage doesn't take it; nothing counts then.
-    pub async fn write_segment(
-        &self,
-        batch: &BatchKey,
-        first: u64,
-        tasks: &[v1::Task],
-    ) -> Result<v1::SegmentRecord, Error> {
-        // A new name each time: what an owner that lost the batch still writes can't replace an object
-        // that a record of the new owner names.
-        let object = format!("{}segments/{first:020}-{}", folder(batch), Uuid::new_v4().simple());
-        let segment = Verified::encode(tasks);
-        let record = v1::SegmentRecord {
-            first: first.cast_signed(),
-            last: (first + tasks.len() as u64).cast_signed() - 1,
-            object,
-            size: (segment.bytes().len() as u64).cast_signed(),
-            crc32c: crc32c::crc32c(segment.bytes()),
-        };
-        self.put(&record.object, segment.bytes().clone().into()).await?;
-        self.cache().insert(record.object.clone(), Arc::new(segment));
-        Ok(record)
+    /// Where one stream's segments go.
+    pub fn segments(&self, batch: &BatchKey) -> Segments {
+        // A new name each time: what an owner that lost the batch still writes can't be where a record of the new
+        // owner says that its tasks are.
+        let name = format!("{}tasks-{}", folder(batch), Uuid::new_v4().simple());
+        let pack = self.dir.as_ref().map(|dir| Arc::new(Pack::new(dir.join(&name))));
+        Segments { objects: self.clone(), name, pack }
     }
 
-    /// Reads the tasks of `runs`, in their order, from consecutive segments that hold them all.
-    ///
-    /// Payloads are slices of the segment that holds them, nothing is copied.
+    /// Reads the tasks of `runs`, in their order, from consecutive segments that hold them all. They come in
+    /// pieces, each a slice of the segment that holds it: nothing is copied, and nothing is decoded.
     ///
     /// # Errors
     /// [`Error::Damaged`], which names the object, when it is missing or isn't what was written, or when no
@@ -105,10 +87,9 @@ impl Objects {
         &self,
         segments: &[v1::SegmentRecord],
         runs: &[(u64, u64)],
-    ) -> Result<Vec<v1::Task>, Error> {
-        let wanted: u64 = runs.iter().map(|&(first, last)| last + 1 - first).sum();
-        let mut tasks = Vec::with_capacity(wanted as usize);
-        let mut open: Option<(usize, Arc<Verified>)> = None;
+    ) -> Result<Vec<TaskList>, Error> {
+        let mut pieces = Vec::new();
+        let mut open: Option<(usize, Arc<TaskList>)> = None;
         for &(first, last) in runs {
             let mut next = first;
             while next <= last {
@@ -125,14 +106,12 @@ impl Objects {
                 };
                 let end = last.min(record.last.cast_unsigned());
                 let base = record.first.cast_unsigned();
-                segment
-                    .read((next - base) as usize..(end + 1 - base) as usize, &mut tasks)
-                    .map_err(|message| damaged(&record.object, message))?;
+                pieces.push(segment.slice((next - base) as usize..(end + 1 - base) as usize));
                 open = Some((index, segment));
                 next = end + 1;
             }
         }
-        Ok(tasks)
+        Ok(pieces)
     }
 
     /// Writes the failures of one lease. The same failures under the same token are the same object.
@@ -211,22 +190,23 @@ impl Objects {
         }
     }
 
-    async fn segment(&self, record: &v1::SegmentRecord) -> Result<Arc<Verified>, Error> {
-        if let Some(segment) = self.cache().get(&record.object) {
+    async fn segment(&self, record: &v1::SegmentRecord) -> Result<Arc<TaskList>, Error> {
+        if let Some(segment) = self.cache().get(&record.into()) {
             return Ok(segment);
         }
         let object = &record.object;
-        let bytes = self.get(object, Some(record.size.cast_unsigned())).await?;
+        let begin = record.offset.cast_unsigned();
+        let bytes = self.get(object, Some(begin..begin + record.size.cast_unsigned())).await?;
         if crc32c::crc32c(&bytes) != record.crc32c {
             return Err(damaged(object, "its checksum is not the recorded one".to_owned()));
         }
-        let segment = Verified::index(bytes).map_err(|message| damaged(object, message))?;
+        let segment = TaskList::decode(bytes).map_err(|error| damaged(object, error.to_string()))?;
         let wanted = record.last + 1 - record.first;
         if segment.len() as u64 != wanted.cast_unsigned() {
             return Err(damaged(object, format!("it holds {} tasks instead of {wanted}", segment.len())));
         }
         let segment = Arc::new(segment);
-        self.cache().insert(object.clone(), segment.clone());
+        self.cache().insert(record.into(), segment.clone());
         Ok(segment)
     }
 
@@ -235,24 +215,76 @@ impl Objects {
         Ok(())
     }
 
-    /// Reads an object; one of another size isn't read at all.
-    async fn get(&self, object: &str, size: Option<u64>) -> Result<bytes::Bytes, Error> {
-        let found = match self.store.get(&object_path(object)?).await {
-            Ok(found) => found,
+    /// Reads an object, or a part of it.
+    async fn get(&self, object: &str, part: Option<std::ops::Range<u64>>) -> Result<bytes::Bytes, Error> {
+        let path = object_path(object)?;
+        let options = GetOptions { range: part.clone().map(GetRange::Bounded), ..Default::default() };
+        let found = self.store.get_opts(&path, options).await;
+        let size = match &found {
+            Ok(found) => found.meta.size,
             Err(object_store::Error::NotFound { .. }) => {
                 return Err(damaged(object, "it is missing".to_owned()));
             }
-            Err(error) => return Err(failed(object, &error)),
+            // What begins behind its end is an error of no kind of its own.
+            Err(error) => self.store.head(&path).await.map_err(|_| failed(object, error))?.size,
         };
-        if let Some(size) = size.filter(|&size| size != found.meta.size) {
-            return Err(damaged(object, format!("it has {} bytes instead of {size}", found.meta.size)));
+        if let Some(part) = part.filter(|part| part.end > size) {
+            return Err(damaged(object, format!("it has {size} bytes, the tasks end at {}", part.end)));
         }
+        let found = found.map_err(|error| failed(object, &error))?;
         found.bytes().await.map_err(|error| failed(object, &error))
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         // Nothing panics while it is held; if it did, a cache is right at every step.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes one stream's segments: into one file, where storage is a directory, or into an object each.
+#[derive(Clone, Debug)]
+pub struct Segments {
+    objects: Objects,
+    name: String,
+    pack: Option<Arc<Pack>>,
+}
+
+impl Segments {
+    /// Writes consecutive tasks, durably; the record is what later finds and checks them. Several may be written at a
+    /// time: the first counts from when it is done, another from when those before it are done, too.
+    ///
+    /// # Errors
+    /// [`Error::Objects`] when storage doesn't take it; nothing counts then.
+    pub async fn write(&self, first: u64, lists: Vec<TaskList>) -> Result<v1::SegmentRecord, Error> {
+        let count: usize = lists.iter().map(TaskList::len).sum();
+        let mut record = v1::SegmentRecord {
+            first: first.cast_signed(),
+            last: (first + count as u64).cast_signed() - 1,
+            object: self.name.clone(),
+            ..Default::default()
+        };
+        let tasks = if let Some(pack) = self.pack.clone() {
+            let write = move || {
+                let (aligned, tasks) = Aligned::concat(&lists);
+                drop(lists);
+                let sum = crc32c::crc32c(tasks.bytes());
+                pack.write(&aligned).map(|offset| (tasks, sum, offset))
+            };
+            let written = tokio::task::spawn_blocking(write).await;
+            let written = written.map_err(|error| Error::Objects(error.to_string()))?;
+            let (tasks, sum, offset) = written.map_err(|error| failed(&self.name, &error))?;
+            (record.crc32c, record.offset) = (sum, offset.cast_signed());
+            tasks
+        } else {
+            let tasks = TaskList::concat(&lists);
+            record.object = format!("{}-{first:020}", self.name);
+            record.crc32c = crc32c::crc32c(tasks.bytes());
+            self.objects.put(&record.object, tasks.bytes().clone().into()).await?;
+            tasks
+        };
+        record.size = (tasks.bytes().len() as u64).cast_signed();
+        self.objects.cache().insert((&record).into(), Arc::new(tasks));
+        Ok(record)
     }
 }
 

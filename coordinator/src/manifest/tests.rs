@@ -11,16 +11,41 @@ fn tasks(numbers: std::ops::RangeInclusive<u64>) -> Vec<Task> {
     numbers.map(|n| Task { key: format!("k{n}"), payload: format!("payload {n}").into() }).collect()
 }
 
-fn keys(tasks: &[Task]) -> Vec<u64> {
-    tasks.iter().map(|task| task.key[1..].parse().expect("a number")).collect()
+/// What `read_tasks` read, decoded.
+fn decoded(pieces: &[TaskList]) -> Vec<Task> {
+    let tasks = pieces.iter().flat_map(TaskList::iter).map(|task| task.expect("a task"));
+    tasks.map(|task| Task { key: task.key.into(), payload: Bytes::copy_from_slice(task.payload) }).collect()
 }
 
-/// Three segments: 1..=10, 11..=11, 12..=30.
+fn keys(pieces: &[TaskList]) -> Vec<u64> {
+    decoded(pieces).iter().map(|task| task.key[1..].parse().expect("a number")).collect()
+}
+
+/// Writes as a stream of its own.
+async fn written(
+    objects: &Objects,
+    batch: &BatchKey,
+    first: u64,
+    tasks: Vec<Task>,
+) -> Result<SegmentRecord, Error> {
+    objects.segments(batch).write(first, vec![tasks.into_iter().collect()]).await
+}
+
+/// Three segments: 1..=10, 11..=11, 12..=30. The first two are of one stream.
 async fn three(objects: &Objects) -> Vec<SegmentRecord> {
     let mut records = Vec::new();
+    let mut stream = objects.segments(&batch());
     for run in [1..=10, 11..=11, 12..=30] {
         let first = *run.start();
-        records.push(objects.write_segment(&batch(), first, &tasks(run)).await.expect("written"));
+        if first == 12 {
+            stream = objects.segments(&batch());
+        }
+        // What is pushed in parts is one segment.
+        let lists = vec![
+            tasks(run.start().to_owned()..=first).into_iter().collect(),
+            tasks(first + 1..=*run.end()).into_iter().collect(),
+        ];
+        records.push(stream.write(first, lists).await.expect("written"));
     }
     records
 }
@@ -30,7 +55,7 @@ fn cold(dir: &Path) -> Objects {
     Objects::local(dir).expect("opened")
 }
 
-fn damage(result: Result<Vec<Task>, Error>) -> (String, String) {
+fn damage(result: Result<Vec<TaskList>, Error>) -> (String, String) {
     match result {
         Err(Error::Damaged { what, message }) => (what, message),
         other => panic!("not damaged: {other:?}"),
@@ -59,8 +84,8 @@ async fn runs_are_read_across_segments_at_every_boundary() {
             let read = objects.read_tasks(&records, &runs).await.expect("read");
             assert_eq!(keys(&read), wanted, "{runs:?}");
         }
-        let last = &objects.read_tasks(&records[2..], &[(30, 30)]).await.expect("read")[0];
-        assert_eq!(last.payload, "payload 30");
+        let last = objects.read_tasks(&records[2..], &[(30, 30)]).await.expect("read");
+        assert_eq!(decoded(&last)[0].payload, "payload 30");
         for runs in [[(31, 31)], [(30, 31)]] {
             let (_, message) = damage(objects.read_tasks(&records, &runs).await);
             assert!(message.contains("31"), "{message}");
@@ -77,11 +102,11 @@ async fn payloads_are_slices_of_the_segment_in_memory() {
     let objects = cold(dir.path());
     let payload = vec![7; 100_000];
     let task = Task { key: "k".into(), payload: payload.into() };
-    let record = objects.write_segment(&batch(), 1, &[task]).await.expect("written");
+    let record = written(&objects, &batch(), 1, vec![task]).await.expect("written");
     let records = [record];
     let one = objects.read_tasks(&records, &[(1, 1)]).await.expect("read");
     let two = objects.read_tasks(&records, &[(1, 1)]).await.expect("read");
-    assert_eq!(one[0].payload.as_ptr(), two[0].payload.as_ptr());
+    assert_eq!(one[0].bytes().as_ptr(), two[0].bytes().as_ptr());
     // From memory: the file isn't needed.
     fs::remove_file(objects.uri(&records[0].object)).expect("removed");
     objects.read_tasks(&records, &[(1, 1)]).await.expect("read");
@@ -99,20 +124,6 @@ async fn what_does_not_fit_in_memory_is_read_again() {
 }
 
 #[tokio::test]
-async fn two_segments_one_after_the_other_decode_as_one() {
-    let (a, b) = (Verified::encode(&tasks(1..=3)), Verified::encode(&tasks(4..=5)));
-    let joined = Verified::index([a.bytes().as_ref(), b.bytes()].concat().into()).expect("indexed");
-    let mut read = Vec::new();
-    joined.read(0..5, &mut read).expect("decoded");
-    assert_eq!(read, tasks(1..=5));
-    let list = v1::Segment::decode(joined.bytes().clone()).expect("decoded");
-    assert_eq!(list.tasks, read);
-    // A newer version's field is passed over.
-    let newer = [joined.bytes().as_ref(), &[0x78, 5]].concat();
-    assert_eq!(Verified::index(newer.into()).expect("indexed").len(), 5);
-}
-
-#[tokio::test]
 async fn a_damaged_segment_is_refused_by_its_name() {
     let dir = tempfile::tempdir().expect("a directory");
     let records = three(&cold(dir.path())).await;
@@ -122,13 +133,15 @@ async fn a_damaged_segment_is_refused_by_its_name() {
     let good = fs::read(&file).expect("read");
 
     let read = |records: Vec<SegmentRecord>| async move { cold(path).read_tasks(&records, &[(1, 1)]).await };
-    fs::write(&file, &good[..good.len() - 1]).expect("written");
+    // One byte less than its last task needs.
+    let size = usize::try_from(record.size).expect("small");
+    fs::write(&file, &good[..size - 1]).expect("written");
     let (what, message) = damage(read(records.clone()).await);
     assert!(what.contains(&record.object), "{what}");
-    assert!(message.contains("bytes instead of"), "{message}");
+    assert!(message.contains("bytes, the tasks end at"), "{message}");
 
     let mut flipped = good.clone();
-    flipped[good.len() / 2] ^= 1;
+    flipped[size / 2] ^= 1;
     fs::write(&file, &flipped).expect("written");
     let (_, message) = damage(read(records.clone()).await);
     assert!(message.contains("checksum"), "{message}");
@@ -139,6 +152,10 @@ async fn a_damaged_segment_is_refused_by_its_name() {
     wrong[0].last = 9;
     let (_, message) = damage(read(wrong).await);
     assert!(message.contains("10 tasks instead of 9"), "{message}");
+    let mut behind = records.clone();
+    behind[0].offset = 1 << 40;
+    let (_, message) = damage(read(behind).await);
+    assert!(message.contains("the tasks end at"), "{message}");
 
     fs::remove_file(&file).expect("removed");
     let (what, message) = damage(read(records.clone()).await);
@@ -149,25 +166,18 @@ async fn a_damaged_segment_is_refused_by_its_name() {
     damage(read(outside).await);
 }
 
-#[test]
-fn bytes_that_are_no_segment_are_refused() {
-    for bytes in
-        [&[0x0a][..], &[0x0a, 2, 0x0a], &[0x08, 1], &[0xff; 11], &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]]
-    {
-        Verified::index(Bytes::copy_from_slice(bytes)).expect_err("refused");
-    }
-    let bad = Verified::index(Bytes::from_static(&[0x0a, 2, 0x0a, 9])).expect("indexed");
-    bad.read(0..1, &mut Vec::new()).expect_err("a task that is cut off");
-}
-
 #[tokio::test]
-async fn every_write_of_a_segment_is_an_object_of_its_own() {
+async fn a_stream_has_a_file_of_its_own_and_its_segments_lie_in_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let objects = cold(dir.path());
-    let one = objects.write_segment(&batch(), 1, &tasks(1..=2)).await.expect("written");
-    let two = objects.write_segment(&batch(), 1, &tasks(1..=2)).await.expect("written");
+    let one = written(&objects, &batch(), 1, tasks(1..=2)).await.expect("written");
+    let two = written(&objects, &batch(), 1, tasks(1..=2)).await.expect("written");
     assert_ne!(one.object, two.object);
-    assert!(one.object.starts_with("batches/default/b1/segments/00000000000000000001-"), "{}", one.object);
+    assert!(one.object.starts_with("batches/default/b1/tasks-"), "{}", one.object);
+    let records = three(&objects).await;
+    assert_eq!(records[0].object, records[1].object);
+    assert!(records[1].offset >= records[0].offset + records[0].size);
+    assert_ne!(records[1].object, records[2].object);
 }
 
 #[tokio::test]
@@ -219,7 +229,7 @@ async fn a_batch_is_deleted_wholly_and_alone() {
 
     // Its id begins with the other's.
     let other = BatchKey::new("default", "b10");
-    let kept = objects.write_segment(&other, 1, &tasks(1..=1)).await.expect("written");
+    let kept = written(&objects, &other, 1, tasks(1..=1)).await.expect("written");
 
     objects.delete_batch(&batch()).await.expect("deleted");
     assert!(!dir.path().join("batches/default/b1").exists());
@@ -234,7 +244,7 @@ async fn a_write_that_fails_is_an_error_and_counts_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let objects = cold(dir.path());
     fs::write(dir.path().join("batches"), "a file in the way").expect("written");
-    let error = objects.write_segment(&batch(), 1, &tasks(1..=1)).await.expect_err("refused");
-    assert!(matches!(&error, Error::Objects(text) if text.contains("segments")), "{error}");
+    let error = written(&objects, &batch(), 1, tasks(1..=1)).await.expect_err("refused");
+    assert!(matches!(&error, Error::Objects(text) if text.contains("/tasks-")), "{error}");
     assert!(Objects::local(&dir.path().join("batches")).is_err());
 }

@@ -3,13 +3,14 @@
 use super::{Node, Shared};
 use crate::driver::{Handle, Op};
 use crate::error::Error;
+use crate::manifest::Segments;
 use crate::store::keys::BatchKey;
 use futures::stream::{FuturesOrdered, StreamExt as _};
-use prost::Message as _;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
 use tranche_engine::{Answer, Epoch, Run, Segment};
-use tranche_proto::v1;
+use tranche_proto::{TaskList, v1};
 
 /// Pushes of one stream that wait to be written. The bytes are bounded by `max_append_inflight_bytes`; this
 /// bounds the number of small ones, and a push waits when it is full.
@@ -18,13 +19,39 @@ const PUSHES: usize = 256;
 const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 /// Tasks of one segment, at most.
 const SEGMENT_TASKS: usize = 262_144;
-/// Segments of one stream whose records are not durable yet. While one is written the next gathers.
-const SEGMENTS: usize = 4;
+/// Segments of one stream that are not durable yet, or whose records aren't.
+const SEGMENTS: usize = 6;
+/// Segments of one stream that are being written to storage. While one is written the next gathers, and is written
+/// beside it when it is full: a disk that syncs takes the next one meanwhile.
+const WRITES: usize = 3;
 
 struct Push {
-    tasks: Vec<v1::Task>,
-    bytes: usize,
+    tasks: TaskList,
     permit: OwnedSemaphorePermit,
+}
+
+/// What becomes one segment: one object and one record for many pushes.
+#[derive(Default)]
+struct Gathered {
+    lists: Vec<TaskList>,
+    tasks: usize,
+    bytes: usize,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl Gathered {
+    fn has_room(&self, push: &Push) -> bool {
+        self.lists.is_empty()
+            || (self.bytes + push.tasks.bytes().len() <= SEGMENT_BYTES
+                && self.tasks + push.tasks.len() <= SEGMENT_TASKS)
+    }
+
+    fn add(&mut self, push: Push) {
+        self.tasks += push.tasks.len();
+        self.bytes += push.tasks.bytes().len();
+        self.lists.push(push.tasks);
+        self.permits.push(push.permit);
+    }
 }
 
 /// An open append stream into one batch.
@@ -65,8 +92,14 @@ impl Node {
         let total = handle.view().borrow().state.total.cast_unsigned();
         let epoch = Some(handle.epoch());
         let (durable, seen) = watch::channel(Ok(total));
-        let writer =
-            Writer { shared: self.shared.clone(), batch: batch.clone(), handle, next: total + 1, durable };
+        let writer = Writer {
+            shared: self.shared.clone(),
+            batch: batch.clone(),
+            segments: self.shared.objects.segments(batch),
+            handle,
+            next: total + 1,
+            durable,
+        };
         self.shared.tasks.spawn(writer.run(receiver));
         Ok(Appender {
             shared: self.shared.clone(),
@@ -89,7 +122,7 @@ impl Appender {
 
     /// Hands over tasks (validated). Waits while too much is in flight. Tasks that were handed over
     /// already are dropped.
-    pub async fn push(&mut self, first: u64, mut tasks: Vec<v1::Task>) -> Result<(), Error> {
+    pub async fn push(&mut self, first: u64, mut tasks: TaskList) -> Result<(), Error> {
         if first > self.next {
             let batch = self.batch.clone();
             if let Some(epoch) = self.epoch {
@@ -104,8 +137,11 @@ impl Appender {
         if let Some(ended) = &self.ended {
             return Err(ended.clone());
         }
-        tasks.drain(..known);
-        let bytes: usize = tasks.iter().map(|task| task.encoded_len() + 8).sum();
+        if known > 0 {
+            tasks = tasks.slice(known..tasks.len());
+        }
+        // Their bytes, and where each ends.
+        let bytes = tasks.bytes().len() + tasks.index_memory();
         let permits =
             u32::try_from(bytes.min(self.shared.config.max_append_inflight_bytes)).unwrap_or(u32::MAX);
         let permit = tokio::select! {
@@ -116,7 +152,7 @@ impl Appender {
             }
         };
         self.next += tasks.len() as u64;
-        if self.pushes.send(Push { tasks, bytes, permit }).await.is_err() {
+        if self.pushes.send(Push { tasks, permit }).await.is_err() {
             self.failure()?;
             return Err(Error::NotOwned { batch: self.batch.clone() });
         }
@@ -145,6 +181,7 @@ impl Appender {
 struct Writer {
     shared: Arc<Shared>,
     batch: BatchKey,
+    segments: Segments,
     handle: Handle,
     next: u64,
     durable: watch::Sender<Result<u64, Error>>,
@@ -159,51 +196,68 @@ impl Writer {
 
     async fn write_all(&mut self, pushes: &mut mpsc::Receiver<Push>) -> Result<(), Error> {
         let mut answers = FuturesOrdered::new();
-        let mut left_over: Option<Push> = None;
+        let mut writes = FuturesOrdered::new();
+        let mut gathered = Gathered::default();
+        // What didn't fit into the segment that gathers, which is full then.
+        let mut next: Option<Push> = None;
         let mut open = true;
-        while open || left_over.is_some() || !answers.is_empty() {
-            let room = answers.len() < SEGMENTS;
-            let push = if room && left_over.is_some() {
-                left_over.take()
-            } else {
-                tokio::select! {
-                    biased;
-                    Some((answer, last, permits)) = answers.next(), if !answers.is_empty() => {
-                        drop::<Vec<OwnedSemaphorePermit>>(permits);
-                        self.answered(answer, last)?;
-                        continue;
-                    }
-                    push = pushes.recv(), if room && open && left_over.is_none() => {
-                        open = push.is_some();
-                        push
-                    }
+        loop {
+            // A segment that isn't full waits only for one that is on its way: the first tasks are durable soon,
+            // and many small pushes become one object.
+            let ready = !gathered.lists.is_empty() && (writes.is_empty() || next.is_some());
+            if ready && writes.len() < WRITES && writes.len() + answers.len() < SEGMENTS {
+                while next.is_none()
+                    && let Ok(push) = pushes.try_recv()
+                {
+                    if gathered.has_room(&push) { gathered.add(push) } else { next = Some(push) }
                 }
-            };
-            let Some(Push { mut tasks, mut bytes, permit }) = push else { continue };
-            let mut permits = vec![permit];
-            // What came meanwhile goes into the same segment: one object and one record for many pushes.
-            while let Ok(more) = pushes.try_recv() {
-                if bytes + more.bytes > SEGMENT_BYTES || tasks.len() + more.tasks.len() > SEGMENT_TASKS {
-                    left_over = Some(more);
-                    break;
+                let segment = std::mem::take(&mut gathered);
+                if let Some(push) = next.take() {
+                    gathered.add(push);
                 }
-                bytes += more.bytes;
-                tasks.extend(more.tasks);
-                permits.push(more.permit);
+                let first = self.next;
+                self.next += segment.tasks as u64;
+                let segments = self.segments.clone();
+                let written = self
+                    .shared
+                    .tasks
+                    .spawn(async move { (segments.write(first, segment.lists).await, segment.permits) });
+                writes.push_back(AbortOnDropHandle::new(written));
+                continue;
             }
-            let record = self.shared.objects.write_segment(&self.batch, self.next, &tasks).await?;
-            self.next += tasks.len() as u64;
-            let last = self.next - 1;
-            let segment = Segment {
-                run: Run::new(record.first.cast_unsigned(), record.last.cast_unsigned()),
-                object: record.object,
-                bytes: record.size.cast_unsigned(),
-                crc32c: record.crc32c,
-            };
-            let pending = self.handle.begin(&self.batch, Op::Append(segment)).await?;
-            answers.push_back(async move { (pending.answer().await, last, permits) });
+            let gathering = open && next.is_none();
+            if !gathering && gathered.lists.is_empty() && writes.is_empty() && answers.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                Some((answer, last, permits)) = answers.next(), if !answers.is_empty() => {
+                    drop::<Vec<OwnedSemaphorePermit>>(permits);
+                    self.answered(answer, last)?;
+                }
+                Some(written) = writes.next(), if !writes.is_empty() => {
+                    let (record, permits) = written.map_err(|error| Error::Objects(error.to_string()))?;
+                    let record: v1::SegmentRecord = record?;
+                    let last = record.last.cast_unsigned();
+                    let segment = Segment {
+                        run: Run::new(record.first.cast_unsigned(), last),
+                        object: record.object,
+                        offset: record.offset.cast_unsigned(),
+                        bytes: record.size.cast_unsigned(),
+                        crc32c: record.crc32c,
+                    };
+                    let pending = self.handle.begin(&self.batch, Op::Append(segment)).await?;
+                    answers.push_back(async move { (pending.answer().await, last, permits) });
+                }
+                push = pushes.recv(), if gathering => match push {
+                    Some(push) if gathered.has_room(&push) => gathered.add(push),
+                    push => {
+                        open = push.is_some();
+                        next = push;
+                    }
+                },
+            }
         }
-        Ok(())
     }
 
     fn answered(&self, answer: Result<Answer, Error>, last: u64) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::store::RangeOptions;
 use crate::store::keys::{self, BatchKey};
 use std::collections::BTreeMap;
-use tranche_proto::v1;
+use tranche_proto::{TaskList, v1};
 
 /// Range records of one read.
 const PAGE: usize = 200;
@@ -145,6 +145,14 @@ impl Shared {
         }
         let runs: Vec<(u64, u64)> = numbers.iter().map(|number| (*number, *number)).collect();
         let tasks = self.objects.read_tasks(&segments, &runs).await?;
-        Ok(numbers.iter().copied().zip(tasks.into_iter().map(|task| task.key)).collect())
+        let mut keys = Vec::with_capacity(numbers.len());
+        for task in tasks.iter().flat_map(TaskList::iter) {
+            let task = task.map_err(|error| Error::Damaged {
+                what: format!("a task of {batch}"),
+                message: error.to_string(),
+            })?;
+            keys.push(task.key.to_owned());
+        }
+        Ok(numbers.iter().copied().zip(keys).collect())
     }
 }

@@ -20,6 +20,7 @@ async fn cluster() -> Cluster {
 
 /// Sends one message on an append stream of its own, past the client's own checks.
 async fn append(cluster: &Cluster, batch: &str, first: i64, tasks: Vec<v1::Task>) -> Result<i64, Error> {
+    let tasks = tasks.into_iter().collect();
     let message = v1::AppendTasksRequest { name: batch.to_owned(), first_sequence: first, tasks };
     let wanted = first.saturating_add(i64::try_from(message.tasks.len()).unwrap()) - 1;
     let wrong = |status| Error::Call { call: "AppendTasks", status: Box::new(status) };

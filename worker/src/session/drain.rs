@@ -21,7 +21,7 @@ impl Machine {
         // First, or what is given back would come again.
         self.send_credits();
         let unstarted =
-            |_: &Token, held: &mut Held| matches!(held.stage, Stage::Assembling(_) | Stage::Waiting(_));
+            |_: &Token, held: &mut Held| matches!(held.stage, Stage::Assembling { .. } | Stage::Waiting(_));
         let unstarted: Vec<_> = self.held.extract_if(.., unstarted).collect();
         for (token, held) in unstarted {
             if self.attached(held.link).is_some() {

@@ -141,7 +141,7 @@ impl Machine {
 pub(super) fn reported(held: &Held) -> Option<&v1::Report> {
     match &held.stage {
         Stage::Reported { report, .. } => Some(report),
-        Stage::Assembling(_)
+        Stage::Assembling { .. }
         | Stage::Waiting(_)
         | Stage::Running { .. }
         | Stage::Stopping

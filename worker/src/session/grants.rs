@@ -40,7 +40,7 @@ impl Machine {
                 self.hold(now, link, token, grant);
             }
             Some(held) => match &mut held.stage {
-                Stage::Assembling(first) => first.tasks.append(&mut grant.tasks),
+                Stage::Assembling { pieces, .. } => pieces.push(std::mem::take(&mut grant.tasks)),
                 Stage::Reported { .. } => {
                     return self.send_reports(now, |reported, _| (*reported == token).then_some(link));
                 }
@@ -53,7 +53,7 @@ impl Machine {
         }
     }
 
-    fn hold(&mut self, now: Now, link: LinkId, token: Token, grant: v1::Grant) {
+    fn hold(&mut self, now: Now, link: LinkId, token: Token, mut grant: v1::Grant) {
         let Some(there) = self.links.get(&link) else { return };
         let held = Held {
             batch: grant.batch.clone(),
@@ -64,7 +64,10 @@ impl Machine {
             counts_from: there.attached().map_or(1, |attached| attached.number),
             progress: Progress::default(),
             removal: None,
-            stage: Stage::Assembling(Box::new(grant)),
+            stage: Stage::Assembling {
+                pieces: vec![std::mem::take(&mut grant.tasks)],
+                grant: Box::new(grant),
+            },
         };
         self.heard_of_owner(&held.batch, token.epoch);
         self.held.insert(token, held);
@@ -77,11 +80,11 @@ impl Machine {
 
     fn assembled(&mut self, now: Now, token: Token) {
         let Some(held) = self.held.get_mut(&token) else { return };
-        let Stage::Assembling(grant) = &mut held.stage else { return };
-        let grant = std::mem::take(&mut **grant);
+        let Stage::Assembling { grant, pieces } = &mut held.stage else { return };
+        let (grant, pieces) = (std::mem::take(&mut **grant), std::mem::take(pieces));
         let (handler, publish) = (grant.handler.clone(), grant.publish);
         let work = if self.settings.handlers.contains(&handler) {
-            Work::from_grant(grant)
+            Work::from_grant(grant, pieces)
         } else {
             Err(format!("handler `{handler}` is not known to this worker"))
         };
@@ -116,7 +119,7 @@ impl Machine {
         // The rest of a grant that another began comes on its stream, if at all: the new owner doesn't wait
         // for it, it leases the tasks again.
         self.held.retain(|_, held| {
-            held.batch != owner.batch || held.link == link || !matches!(held.stage, Stage::Assembling(_))
+            held.batch != owner.batch || held.link == link || !matches!(held.stage, Stage::Assembling { .. })
         });
         let mut tokens = Vec::new();
         for (token, held) in self.held.iter_mut().filter(|(_, held)| held.batch == owner.batch) {

@@ -81,7 +81,12 @@ pub enum Outcome {
 #[derive(Debug)]
 pub(super) enum Stage {
     /// Parts of its grant are still to come.
-    Assembling(Box<v1::Grant>),
+    Assembling {
+        /// The first part, without its tasks.
+        grant: Box<v1::Grant>,
+        /// The tasks of every part.
+        pieces: Vec<Bytes>,
+    },
     /// It waits for a slot.
     Waiting(Box<Job>),
     /// It runs in a slot.
@@ -135,7 +140,7 @@ impl Held {
     /// When it lapses by itself. A report doesn't: the coordinator says whether it still counts.
     pub(super) fn lapses_at(&self) -> Option<Now> {
         match self.stage {
-            Stage::Assembling(_) | Stage::Waiting(_) | Stage::Running { .. } => {
+            Stage::Assembling { .. } | Stage::Waiting(_) | Stage::Running { .. } => {
                 Guard::LeaseLapses.on().then(|| self.alive + self.ttl)
             }
             Stage::Stopping | Stage::Removing | Stage::Reported { .. } => None,

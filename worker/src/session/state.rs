@@ -228,7 +228,7 @@ impl Machine {
         there.phase = Phase::Down;
         self.links_changed = true;
         // The missing parts went with the stream.
-        self.held.retain(|_, held| held.link != link || !matches!(held.stage, Stage::Assembling(_)));
+        self.held.retain(|_, held| held.link != link || !matches!(held.stage, Stage::Assembling { .. }));
     }
 
     pub(super) fn close(&mut self, link: LinkId, why: &'static str) {
@@ -260,7 +260,7 @@ impl Machine {
     pub(super) fn stop(&mut self, token: Token, why: &str) {
         let Some(held) = self.held.get_mut(&token) else { return };
         match held.stage {
-            Stage::Assembling(_) | Stage::Waiting(_) => drop(self.held.remove(&token)),
+            Stage::Assembling { .. } | Stage::Waiting(_) => drop(self.held.remove(&token)),
             Stage::Running { .. } => {
                 info!(batch.id = held.batch, %token, why, "lease stopped");
                 held.stage = Stage::Stopping;

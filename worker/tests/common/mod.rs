@@ -3,6 +3,7 @@
 
 pub mod running;
 
+use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -172,6 +173,12 @@ pub fn token(counter: u64) -> v1::Token {
     v1::Token { epoch: 1, counter }
 }
 
+/// Tasks with these keys, as a lease carries them.
+pub fn tasks_of(keys: impl IntoIterator<Item = String>) -> Bytes {
+    let task = |key| v1::Task { key, ..Default::default() };
+    keys.into_iter().map(task).collect::<tranche_proto::TaskList>().bytes().clone()
+}
+
 /// A lease to stage `tasks` tasks.
 pub fn stage(handler: &str, counter: u64, tasks: i64) -> v1::Grant {
     let range = v1::Range { first: 1, last: tasks };
@@ -182,7 +189,7 @@ pub fn stage(handler: &str, counter: u64, tasks: i64) -> v1::Grant {
         phase: v1::Phase::Stage as i32,
         range: Some(range),
         runs: vec![range],
-        tasks: (1..=tasks).map(|n| v1::Task { key: format!("k{n}"), ..Default::default() }).collect(),
+        tasks: tasks_of((1..=tasks).map(|n| format!("k{n}"))),
         ..Default::default()
     }
 }

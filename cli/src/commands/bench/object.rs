@@ -87,7 +87,11 @@ impl Row for Object {
         let (files, bytes) = (args.files, args.file_bytes);
         let making = source.clone();
         blocking(move || make(&making, files, bytes)).await?;
-        context.tell(&format!("{} files of {} bytes", count(files.into()), count(bytes as i64)));
+        context.tell(&format!(
+            "{} files of {} bytes",
+            count(files.into()),
+            count(bytes.cast_signed() as i64)
+        ));
         let root = context.folder().display().to_string();
         let worker = vec!["--allow-root".to_owned(), root];
         let flags = Flags { handlers: "object", worker, ..Flags::default() };
@@ -213,8 +217,12 @@ async fn copy(context: &Context, source: &Path) -> Result<Copied> {
     let both = start.elapsed();
     let source = source.to_owned();
     blocking(move || compare(&source, &copy)).await?;
-    context.tell(&format!("cp -r {:.2} s, sync {:.2} s", cp.as_secs_f64(), (both - cp).as_secs_f64()));
-    Ok(Copied { cp: cp.as_secs_f64(), sync: (both - cp).as_secs_f64() })
+    context.tell(&format!(
+        "cp -r {:.2} s, sync {:.2} s",
+        cp.as_secs_f64(),
+        both.saturating_sub(cp).as_secs_f64()
+    ));
+    Ok(Copied { cp: cp.as_secs_f64(), sync: both.saturating_sub(cp).as_secs_f64() })
 }
 
 /// Until the disk has nothing left to write, and the source is in memory.

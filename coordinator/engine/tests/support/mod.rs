@@ -58,6 +58,7 @@ pub(crate) fn segment(first: u64, last: u64) -> Segment {
         object: format!("segments/{first}"),
         bytes: (last - first + 1) * 100,
         crc32c: 7,
+        offset: 0,
     }
 }
 

@@ -97,7 +97,8 @@ async fn fill(store: &dyn Store, key: &BatchKey) -> BTreeMap<u64, RangeRecord> {
     let segments = (0..SEGMENTS).map(|number| {
         let first = number * (staged / SEGMENTS) + 1;
         let run = Run::new(first, first + staged / SEGMENTS - 1);
-        let segment = Segment { run, object: format!("segments/{number}"), bytes: 4_000_000, crc32c: 1 };
+        let segment =
+            Segment { run, object: format!("segments/{number}"), offset: 0, bytes: 4_000_000, crc32c: 1 };
         (keys::segment(key, first), Stored::new(records::segment_record(&segment)).encode())
     });
     let entries: Vec<_> = ranges.chain(segments).collect();

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::{Status, Streaming};
-use tranche_proto::v1;
+use tranche_proto::{TaskList, v1};
 
 /// Messages handed to the transport ahead of its flow control. Two keep it busy; the bytes are bounded beside.
 const OUTBOX: usize = 2;
@@ -170,7 +170,7 @@ impl Sink for Relay {
         self.durable.clone()
     }
 
-    async fn push(&mut self, first: u64, tasks: Vec<v1::Task>) -> Result<(), Error> {
+    async fn push(&mut self, first: u64, tasks: TaskList) -> Result<(), Error> {
         self.failure()?;
         self.next = self.next.max(first.saturating_add(tasks.len() as u64));
         let message =
@@ -214,7 +214,7 @@ impl Sink for Destination {
         }
     }
 
-    async fn push(&mut self, first: u64, tasks: Vec<v1::Task>) -> Result<(), Error> {
+    async fn push(&mut self, first: u64, tasks: TaskList) -> Result<(), Error> {
         match self {
             Self::Here(appender) => appender.push(first, tasks).await,
             Self::There(relay) => relay.push(first, tasks).await,

@@ -38,7 +38,7 @@ impl Sink for Log {
         self.durable.subscribe()
     }
 
-    async fn push(&mut self, first: u64, tasks: Vec<v1::Task>) -> Result<(), Error> {
+    async fn push(&mut self, first: u64, tasks: TaskList) -> Result<(), Error> {
         let expected = self.end() + 1;
         if first > expected {
             return Err(Error::Gap { batch: BatchKey::new("n", "b"), expected, got: first });
@@ -76,7 +76,7 @@ fn open(log: &Log) -> Opened {
 
 impl Opened {
     async fn send(&self, name: &str, first_sequence: i64, count: usize) {
-        let tasks = vec![v1::Task::default(); count];
+        let tasks = std::iter::repeat_n(v1::Task::default(), count).collect();
         let request = AppendTasksRequest { name: name.to_owned(), first_sequence, tasks };
         self.requests.as_ref().expect("open").send(Ok(request)).await.expect("read");
     }

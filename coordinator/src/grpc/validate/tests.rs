@@ -1,5 +1,6 @@
 use super::*;
 use std::collections::HashMap;
+use tranche_proto::TaskList;
 use tranche_proto::v1::{
     AppendTasksRequest, Batch, CreateBatchRequest, FailureLimit, RangeBounds, Target, Task,
 };
@@ -303,7 +304,10 @@ fn task(key: usize, payload: usize) -> Task {
 
 fn appended(first_sequence: i64, tasks: Vec<Task>) -> Result<u64, Error> {
     let batch = BatchKey::new("a", "b");
-    super::append(&batch, &AppendTasksRequest { name: String::new(), first_sequence, tasks })
+    super::append(
+        &batch,
+        &AppendTasksRequest { name: String::new(), first_sequence, tasks: tasks.into_iter().collect() },
+    )
 }
 
 #[test]
@@ -317,19 +321,16 @@ fn appended_tasks_are_checked_at_their_limits() {
     assert!(violation(appended(1, vec![task(0, 0); 65_537])).starts_with("tasks: has 65537 tasks"));
 
     let message = |last| {
-        let tasks = vec![
-            task(0, 1_000_000),
-            task(0, 1_000_000),
-            task(0, 1_000_000),
-            task(0, 1_000_000),
-            task(0, last),
-        ];
-        AppendTasksRequest { name: String::new(), first_sequence: 1, tasks }
+        vec![task(0, 1_000_000), task(0, 1_000_000), task(0, 1_000_000), task(0, 1_000_000), task(0, last)]
     };
-    let room = MAX_APPEND_BYTES - message(100_000).encoded_len() + 100_000;
-    assert_eq!(message(room).encoded_len(), MAX_APPEND_BYTES);
-    appended(1, message(room).tasks).expect("4 MiB");
-    assert!(violation(appended(1, message(room + 1).tasks)).contains("4194305 bytes, it may have 4194304"));
+    let size = |tasks: Vec<Task>| {
+        let tasks = tasks.into_iter().collect();
+        AppendTasksRequest { name: String::new(), first_sequence: 1, tasks }.encoded_len()
+    };
+    let room = MAX_APPEND_BYTES - size(message(100_000)) + 100_000;
+    assert_eq!(size(message(room)), MAX_APPEND_BYTES);
+    appended(1, message(room)).expect("4 MiB");
+    assert!(violation(appended(1, message(room + 1))).contains("4194305 bytes, it may have 4194304"));
     assert_eq!(
         violations(appended(1, vec![task(2000, 0); 100])).len(),
         MAX_VIOLATIONS,
@@ -345,7 +346,8 @@ fn an_append_names_its_first_number_and_keeps_its_batch() {
     appended(1, vec![task(1, 1)]).expect("the first");
     assert!(violation(appended(i64::MAX, vec![task(1, 1)])).starts_with("first_sequence"));
     let batch = BatchKey::new("a", "b");
-    let named = |name: &str| AppendTasksRequest { name: name.into(), first_sequence: 1, tasks: vec![] };
+    let named =
+        |name: &str| AppendTasksRequest { name: name.into(), first_sequence: 1, tasks: TaskList::default() };
     super::append(&batch, &named("namespaces/a/batches/b")).expect("the same");
     let wrong = violation(super::append(&batch, &named("namespaces/a/batches/c")));
     assert!(wrong.starts_with("name: \"namespaces/a/batches/c\" differs from"), "{wrong}");

@@ -11,8 +11,8 @@ async fn tasks_that_cannot_be_read_fail_and_the_batch_ends() {
     world.append(&batch, 1, 3).await;
     world.end().await;
     // Somebody deleted the only copy of the tasks; what was in memory is gone with the process.
-    let segments = dir.path().join("objects/batches").join(&batch.namespace).join(&batch.id).join("segments");
-    std::fs::remove_dir_all(segments).expect("it was there");
+    let tasks = dir.path().join("objects/batches").join(&batch.namespace).join(&batch.id);
+    std::fs::remove_dir_all(tasks).expect("it was there");
 
     let world = World::start(dir.path()).await;
     // One lease at a time: a lease that never got there must not use it up.

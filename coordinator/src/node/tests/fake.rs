@@ -67,7 +67,7 @@ impl FakeWorker {
                     worker: worker.clone(),
                     token: token_from(&grant.token.expect("always there")),
                     phase,
-                    done: grant.tasks.len() as u64,
+                    done: tasks(&grant) as u64,
                     failed: Runs::default(),
                     failure_object: None,
                     receipt: Vec::new(),
@@ -224,12 +224,17 @@ impl RawWorker {
     }
 }
 
+/// How many tasks came with it.
+fn tasks(grant: &v1::Grant) -> usize {
+    tranche_proto::TaskList::decode(grant.tasks.clone()).expect("tasks").len()
+}
+
 pub(super) fn report(grant: &v1::Grant) -> v1::Report {
     v1::Report {
         batch: grant.batch.clone(),
         token: grant.token,
         phase: grant.phase,
-        done: i64::try_from(grant.tasks.len()).expect("few"),
+        done: i64::try_from(tasks(grant)).expect("few"),
         ..v1::Report::default()
     }
 }

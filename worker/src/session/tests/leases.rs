@@ -33,7 +33,7 @@ fn a_grant_in_parts_starts_with_its_last_part() {
     sim.frame(0, In::Grant(first));
     let mut part =
         v1::Grant { token: Some(token(1)), batch: "b".into(), phase: 1, more: true, ..Default::default() };
-    part.tasks = vec![v1::Task { key: "second".into(), ..Default::default() }];
+    part.tasks = tasks(&["second"]);
     sim.frame(0, In::Grant(part.clone()));
     assert!(sim.run.is_empty());
     part.more = false;

@@ -64,6 +64,12 @@ fn token(counter: u64) -> v1::Token {
     v1::Token { epoch: 1, counter }
 }
 
+/// Tasks with these keys, as a lease carries them.
+fn tasks(keys: &[&str]) -> Bytes {
+    let task = |key: &&str| v1::Task { key: (*key).into(), ..Default::default() };
+    keys.iter().map(task).collect::<tranche_proto::TaskList>().bytes().clone()
+}
+
 fn grant(counter: u64, phase: v1::Phase) -> v1::Grant {
     let stage = phase == v1::Phase::Stage;
     let range = v1::Range { first: 1, last: 1 };
@@ -74,7 +80,7 @@ fn grant(counter: u64, phase: v1::Phase) -> v1::Grant {
         phase: phase as i32,
         range: Some(range),
         runs: if stage { vec![range] } else { Vec::new() },
-        tasks: if stage { vec![v1::Task::default()] } else { Vec::new() },
+        tasks: if stage { tasks(&[""]) } else { Bytes::new() },
         ..Default::default()
     }
 }

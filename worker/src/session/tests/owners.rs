@@ -150,7 +150,7 @@ pub(super) fn parts_that_another_sent_are_dropped_with_a_new_owner() {
     sim.sent.clear();
     sim.owner(1, 7);
     assert_eq!(holding(&sim.take_sent()), Some((7, vec![2])));
-    (part.more, part.tasks) = (false, Vec::new());
+    (part.more, part.tasks) = (false, Bytes::new());
     sim.frame(0, In::Grant(part));
     assert!(sim.run.is_empty());
     assert!(matches!(sim.take_sent()[..], [Out::Release(_)]));

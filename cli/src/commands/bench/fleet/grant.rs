@@ -162,7 +162,7 @@ impl GrantArgs {
 /// When each task's lease came, of so many of a batch.
 async fn leases(crowd: &mut Crowd, batch: &str, count: i64) -> Result<HashMap<i64, Instant>> {
     let mut leases = HashMap::new();
-    while (leases.len() as i64) < count {
+    while (leases.len().cast_signed() as i64) < count {
         let seen = crowd.next().await?;
         if let What::Lease { first, .. } = seen.what
             && seen.batch == batch
