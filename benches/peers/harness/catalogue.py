@@ -46,7 +46,7 @@ ALWAYS = "every answer waits for fsync"
 EVERYSEC = "a crash of the machine loses up to a second"
 
 SETTINGS = (
-    Setting("redis-streams", "appendfsync always", True, ALWAYS, redis("always"), "redis-streams"),
+    Setting("redis-streams", "appendfsync always", True, ALWAYS, redis("always"), "redis-streams", mode="phased"),
     Setting("redis-streams", "appendfsync everysec", False, EVERYSEC, redis("everysec"), "redis-streams"),
     Setting(
         "postgres",
