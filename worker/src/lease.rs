@@ -1,5 +1,6 @@
 //! What a coordinator asks of a handler, checked once and turned into plain types.
 
+use crate::tasks::StageTasks;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -99,17 +100,6 @@ impl BatchInfo {
     }
 }
 
-/// One task to stage.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StageTask {
-    /// Its sequence number in the batch.
-    pub sequence: u64,
-    /// The user's own id of the item; may be empty.
-    pub key: String,
-    /// What the user gave to stage it.
-    pub payload: Bytes,
-}
-
 /// A lease to stage tasks where no reader sees them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageLease {
@@ -122,7 +112,7 @@ pub struct StageLease {
     /// The sequence numbers to stage, in order, inside the range.
     pub runs: Vec<Range>,
     /// The tasks, in the order of the runs.
-    pub tasks: Vec<StageTask>,
+    pub tasks: StageTasks,
     /// How often this range was leased before in this phase.
     pub attempt: u32,
 }
@@ -218,7 +208,10 @@ impl Work {
             v1::Phase::Stage => {
                 let range = range()?;
                 let runs = runs(grant.runs)?;
-                let tasks = number(&runs, tasks)?;
+                let unreadable = |error: prost::DecodeError| format!("the tasks can't be read: {error}");
+                let pieces =
+                    tasks.into_iter().map(TaskList::decode).collect::<Result<_, _>>().map_err(unreadable)?;
+                let tasks = StageTasks::new(runs.clone(), pieces)?;
                 Ok(Self::Stage(StageLease { batch, token, range, runs, tasks, attempt }))
             }
             v1::Phase::Commit => {
@@ -262,29 +255,6 @@ fn attempts(attempts: Vec<v1::StagedAttempt>) -> Result<Vec<Attempt>, String> {
     attempts.into_iter().map(attempt).collect()
 }
 
-fn number(runs: &[Range], pieces: Vec<Bytes>) -> Result<Vec<StageTask>, String> {
-    let unreadable = |error: prost::DecodeError| format!("the tasks can't be read: {error}");
-    let pieces: Vec<TaskList> =
-        pieces.into_iter().map(TaskList::decode).collect::<Result<_, _>>().map_err(unreadable)?;
-    let came: usize = pieces.iter().map(TaskList::len).sum();
-    if count(runs) != came as u64 {
-        return Err(format!("{came} tasks came for {} sequence numbers", count(runs)));
-    }
-    let mut sequences = runs.iter().flat_map(|run| run.first..=run.last);
-    let mut tasks = Vec::with_capacity(came);
-    for piece in &pieces {
-        for (task, sequence) in piece.iter().zip(&mut sequences) {
-            let task = task.map_err(unreadable)?;
-            tasks.push(StageTask {
-                sequence,
-                key: task.key.into(),
-                payload: piece.bytes().slice_ref(task.payload),
-            });
-        }
-    }
-    Ok(tasks)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,7 +279,7 @@ mod tests {
         };
         let pieces = vec![tasks(&["a", "b"]), tasks(&["c"])];
         let Ok(Work::Stage(lease)) = Work::from_grant(grant, pieces) else { panic!("a stage lease") };
-        let numbers: Vec<_> = lease.tasks.iter().map(|t| (t.sequence, t.key.as_str())).collect();
+        let numbers: Vec<_> = lease.tasks.iter().map(|t| (t.sequence, t.key)).collect();
         assert_eq!(numbers, [(2, "a"), (3, "b"), (7, "c")]);
         assert_eq!(lease.batch.id(), "b1");
         assert_eq!(lease.token.to_string(), "3-9");

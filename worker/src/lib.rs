@@ -11,10 +11,12 @@ mod link;
 mod per_task;
 mod run;
 pub mod session;
+pub mod tasks;
 mod worker;
 
 pub use config::{Config, ConfigError};
 pub use handler::{Handler, HandlerError, Progress, Staged, TaskFailure};
-pub use lease::{Attempt, BatchInfo, CommitLease, Range, RollbackLease, StageLease, StageTask, Token};
+pub use lease::{Attempt, BatchInfo, CommitLease, Range, RollbackLease, StageLease, Token};
 pub use per_task::{PerTask, TaskError, TaskHandler};
+pub use tasks::{StageTask, StageTasks};
 pub use worker::{Worker, WorkerError};

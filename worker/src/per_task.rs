@@ -1,7 +1,8 @@
 //! Handlers that think in single tasks.
 
 use crate::handler::{Handler, HandlerError, Progress, Staged, TaskFailure};
-use crate::lease::{BatchInfo, CommitLease, RollbackLease, StageLease, StageTask};
+use crate::lease::{BatchInfo, CommitLease, RollbackLease, StageLease};
+use crate::tasks::StageTask;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
@@ -21,7 +22,7 @@ pub trait TaskHandler: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`TaskError::Task`] fails this task alone, [`TaskError::Lease`] the lease.
-    async fn stage(&self, lease: &StageLease, task: &StageTask) -> Result<(), TaskError>;
+    async fn stage(&self, lease: &StageLease, task: StageTask<'_>) -> Result<(), TaskError>;
 
     /// Called once all tasks of a lease were tried: makes the staged ones durable, returns the receipt.
     ///
@@ -95,9 +96,10 @@ impl<H: TaskHandler> PerTask<H> {
     async fn stage_one(
         &self,
         lease: &StageLease,
-        task: &StageTask,
+        index: usize,
         progress: &Progress,
     ) -> Result<Option<TaskFailure>, HandlerError> {
+        let Some(task) = lease.tasks.at(index) else { return Ok(None) };
         let outcome = AssertUnwindSafe(self.handler.stage(lease, task)).catch_unwind().await;
         let failure = match outcome {
             Ok(Ok(())) => None,
@@ -126,7 +128,7 @@ impl<H: TaskHandler> Handler for PerTask<H> {
     ) -> Result<Staged, HandlerError> {
         let all = async {
             let mut failures: Vec<TaskFailure> = stream::iter(0..lease.tasks.len())
-                .map(|index| self.stage_one(lease, &lease.tasks[index], progress))
+                .map(|index| self.stage_one(lease, index, progress))
                 .buffer_unordered(self.concurrency.get())
                 .try_filter_map(|failure| async { Ok(failure) })
                 .try_collect()
@@ -184,12 +186,12 @@ mod tests {
         fn name(&self) -> &'static str {
             "picky"
         }
-        async fn stage(&self, _: &StageLease, task: &StageTask) -> Result<(), TaskError> {
+        async fn stage(&self, _: &StageLease, task: StageTask<'_>) -> Result<(), TaskError> {
             let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(running, Ordering::SeqCst);
             tokio::task::yield_now().await;
             self.running.fetch_sub(1, Ordering::SeqCst);
-            match task.key.as_str() {
+            match task.key {
                 "bad" => Err(TaskError::task("BAD", "is bad")),
                 "panic" => panic!("oh no {}", task.sequence),
                 "full" => Err(HandlerError::Retryable("disk full".into()).into()),
@@ -211,13 +213,9 @@ mod tests {
         }
     }
 
-    fn lease(keys: &[&str]) -> StageLease {
+    fn lease(keys: &[&'static str]) -> StageLease {
         let range = Range { first: 1, last: keys.len() as u64 };
-        let task = |(i, key): (usize, &&str)| StageTask {
-            sequence: i as u64 + 1,
-            key: (*key).to_owned(),
-            payload: Bytes::new(),
-        };
+        let task = |(i, key): (usize, &&'static str)| StageTask { sequence: i as u64 + 1, key, payload: b"" };
         StageLease {
             batch: BatchInfo { name: "b".into(), ..Default::default() },
             token: Token { epoch: 1, counter: 2 },

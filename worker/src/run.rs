@@ -112,8 +112,7 @@ fn staged(lease: &StageLease, staged: Staged) -> Result<Outcome, HandlerError> {
         .failures
         .into_iter()
         .map(|failure| {
-            let task = lease.tasks.binary_search_by_key(&failure.sequence, |task| task.sequence);
-            let key = task.map_or_else(|_| String::new(), |index| lease.tasks[index].key.clone());
+            let key = lease.tasks.get(failure.sequence).map_or_else(String::new, |task| task.key.to_owned());
             (failure, key)
         })
         .collect();

@@ -134,7 +134,7 @@ impl Handler for SimHandler {
         self.begin().await?;
         let mut failures = Vec::new();
         // A few writes at a time: a call to the clock for each task would be most of a run's work.
-        for tasks in lease.tasks.chunks(4) {
+        for tasks in lease.tasks.iter().collect::<Vec<_>>().chunks(4) {
             if cancel.is_cancelled() {
                 return Err(HandlerError::Cancelled);
             }
@@ -148,7 +148,7 @@ impl Handler for SimHandler {
             self.world.lock().stages_on(by, token);
             self.maybe_stuck().await;
             for task in tasks {
-                let sent = v1::Task { key: task.key.clone(), payload: task.payload.clone() };
+                let sent = v1::Task { key: task.key.to_owned(), payload: task.payload.to_vec().into() };
                 let tried = {
                     let inner = &mut *self.world.lock();
                     if sent != crate::plan::task(plan, task.sequence) {

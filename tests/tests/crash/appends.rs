@@ -34,7 +34,7 @@ impl Handler for Collect {
     ) -> Result<Staged, HandlerError> {
         for task in &lease.tasks {
             let payload = String::from_utf8(task.payload.to_vec()).expect("as it was sent");
-            let new = (task.key.clone(), payload);
+            let new = (task.key.to_owned(), payload);
             if let Some(old) = self.0.lock().unwrap().insert(task.sequence, new.clone()) {
                 assert_eq!(old, new, "task {} changed", task.sequence);
             }

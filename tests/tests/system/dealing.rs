@@ -21,10 +21,10 @@ async fn origin_2_1_each_task_has_a_number_whatever_gaps_its_own_has() {
     let jobs = keys.map(|key| v1::Task { key: key.into(), payload: format!("job {key}").into() });
     let batch = cluster.submit(in_ranges_of(100, batch_for("gate")), jobs).await;
     let lease = gate.wait_staging(1).await.remove(0);
-    let seen: Vec<_> = lease.tasks.iter().map(|task| (task.sequence, task.key.as_str())).collect();
+    let seen: Vec<_> = lease.tasks.iter().map(|task| (task.sequence, task.key)).collect();
     let expected: Vec<_> = (1..).zip(keys).collect();
     assert_eq!(seen, expected, "dense, in the order of appending");
-    assert!(lease.tasks.iter().all(|task| task.payload == format!("job {}", task.key)));
+    assert!(lease.tasks.iter().all(|task| task.payload == format!("job {}", task.key).as_bytes()));
     gate.open();
     assert_eq!(cluster.wait_state(&batch, State::Committed).await.counters.unwrap().committed, 7);
 }

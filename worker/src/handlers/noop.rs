@@ -146,7 +146,8 @@ pub(super) fn all_failed(lease: &StageLease, error: &ParamError) -> Staged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::{Range, StageTask, Token};
+    use crate::lease::{Range, Token};
+    use crate::tasks::StageTask;
 
     fn lease(params: &[(&str, &str)], tasks: u64) -> StageLease {
         let range = Range { first: 1, last: tasks };
@@ -156,9 +157,7 @@ mod tests {
             token: Token { epoch: 1, counter: 1 },
             range,
             runs: vec![range],
-            tasks: (1..=tasks)
-                .map(|sequence| StageTask { sequence, key: String::new(), payload: Bytes::new() })
-                .collect(),
+            tasks: (1..=tasks).map(|sequence| StageTask { sequence, key: "", payload: b"" }).collect(),
             attempt: 0,
         }
     }

@@ -62,7 +62,7 @@ impl Handler for Held {
         cancel: &CancellationToken,
         progress: &Progress,
     ) -> Result<Staged, HandlerError> {
-        match lease.tasks[0].key.as_str() {
+        match lease.tasks.at(0).expect("one").key {
             "panic" => panic!("the cat is on the keyboard"),
             "wrong" => {
                 return Ok(Staged { failures: vec![TaskFailure::new(99, "X", "")], ..Default::default() });

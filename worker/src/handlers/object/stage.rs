@@ -10,7 +10,8 @@ use super::places::{Places, open_inside, split};
 use super::sync::Sync;
 use super::target::Target;
 use crate::handler::{HandlerError, Progress, Staged, TaskFailure};
-use crate::lease::{StageLease, StageTask};
+use crate::lease::StageLease;
+use crate::tasks::StageTask;
 use bytes::Bytes;
 use cap_std::fs::{Dir, File, OpenOptions};
 use std::collections::HashSet;
@@ -106,8 +107,8 @@ impl<'a> Stager<'a> {
         Ok(Staged { failures, receipt: Bytes::from(receipt) })
     }
 
-    fn task<'t>(&mut self, task: &'t StageTask, keys: &mut HashSet<&'t str>) -> Result<Entry, StageError> {
-        let key = task.key.as_str();
+    fn task<'t>(&mut self, task: StageTask<'t>, keys: &mut HashSet<&'t str>) -> Result<Entry, StageError> {
+        let key = task.key;
         check_key(key)?;
         if !keys.insert(key) {
             return Err(
@@ -115,7 +116,7 @@ impl<'a> Stager<'a> {
             );
         }
         self.check_library(key)?;
-        let wanted = Wanted::parse(key, &task.payload)?;
+        let wanted = Wanted::parse(key, task.payload)?;
         let source = Copier::open(&self.places.source, &wanted.source)?;
         let mut staged = self.create(key)?;
         let copied = self.copier.copy(source, &mut staged, &wanted, self.target.check_image);
@@ -124,7 +125,7 @@ impl<'a> Stager<'a> {
         match claimed {
             Ok(copied) => Ok(Entry {
                 seq: task.sequence,
-                key: task.key.clone(),
+                key: task.key.to_owned(),
                 size: copied.size,
                 blake3: copied.blake3.to_hex().to_string(),
             }),

@@ -13,7 +13,8 @@ mod stage;
 
 use super::Object;
 use crate::handler::{Handler as _, HandlerError, Progress, Staged};
-use crate::lease::{Attempt, BatchInfo, CommitLease, Range, RollbackLease, StageLease, StageTask, Token};
+use crate::lease::{Attempt, BatchInfo, CommitLease, Range, RollbackLease, StageLease, Token};
+use crate::tasks::StageTask;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -72,18 +73,16 @@ impl World {
     }
 
     pub(super) fn lease(&self, counter: u64, first: u64, tasks: &[(&str, &str)]) -> StageLease {
-        let task = |(sequence, (key, payload)): (u64, &(&str, &str))| StageTask {
-            sequence,
-            key: (*key).to_owned(),
-            payload: Bytes::copy_from_slice(payload.as_bytes()),
-        };
         let range = Range { first, last: first + tasks.len() as u64 - 1 };
         StageLease {
             batch: self.batch(),
             token: Token { epoch: 5, counter },
             range,
             runs: vec![range],
-            tasks: (first..).zip(tasks).map(task).collect(),
+            tasks: (first..)
+                .zip(tasks)
+                .map(|(sequence, (key, payload))| StageTask { sequence, key, payload: payload.as_bytes() })
+                .collect(),
             attempt: 0,
         }
     }
