@@ -318,6 +318,8 @@ impl RangeRecord {
                 self.lose(older.token);
             }
         }
+        // One is the rule, and a large batch has thousands of ranges: no room for more is kept.
+        self.winners.reserve_exact(1);
         self.winners.push(winner);
     }
 
@@ -354,4 +356,24 @@ pub struct Records {
     pub segments: BTreeMap<u64, Segment>,
     /// The ranges, by first number.
     pub ranges: BTreeMap<u64, RangeRecord>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Epoch;
+
+    /// What an owner keeps of every range until the batch's end: the part of its memory that grows with a batch.
+    #[test]
+    fn a_staged_range_takes_less_than_half_a_kilobyte() {
+        let run = Run::new(1, 16_384);
+        let (token, worker) = (Token { epoch: Epoch(7), counter: 1 }, WorkerKey::new("worker-1", "life-1"));
+        let mut range = RangeRecord::new(run);
+        range.lease = Some(Lease { token, worker: worker.clone(), runs: run.into() });
+        range.end_lease(token);
+        range.win(Winner { token, worker: worker.id.to_string(), runs: run.into(), receipt: Vec::new() });
+        let winner = size_of::<Winner>() + worker.id.len() + size_of::<Run>();
+        let heap = range.winners.capacity() * winner;
+        assert!(size_of::<RangeRecord>() + heap < 512, "{} + {heap} bytes", size_of::<RangeRecord>());
+    }
 }

@@ -14,10 +14,12 @@ const ROWS: &[&str] = &[
     "noop --tasks 100000000 --payload 8 --against 1000000 --runs 1",
     "append",
     "latency",
+    "takeover --runs 1",
     "fleet cancel",
     "fleet grant",
     "fleet idle",
     "object",
+    "restart",
 ];
 
 #[derive(Clone, Debug, Args)]

@@ -84,8 +84,7 @@ pub(super) struct Cluster {
     pub(super) coordinator: Replica,
     pub(super) workers: Vec<Process>,
     /// Flags that give a coordinator this cluster's store and objects.
-    #[allow(dead_code, reason = "for rows with several coordinators")]
-    store: Vec<String>,
+    pub(super) store: Vec<String>,
 }
 
 impl Cluster {
@@ -121,7 +120,6 @@ impl Cluster {
     }
 
     /// One more coordinator on the same store. The caller keeps it.
-    #[allow(dead_code, reason = "for rows with several coordinators")]
     pub(super) async fn replica(&self, context: &Context, name: &str, flags: &[String]) -> Result<Replica> {
         replica(context.folder(), name, &self.store, flags).await
     }

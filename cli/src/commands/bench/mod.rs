@@ -40,7 +40,9 @@ mod noop;
 mod object;
 mod process;
 mod report;
+mod restart;
 mod runs;
+mod takeover;
 mod tasks;
 mod usage;
 
@@ -108,6 +110,10 @@ pub(crate) enum BenchCommand {
     Latency(latency::LatencyArgs),
     /// One coordinator with very many workers.
     Fleet(fleet::FleetArgs),
+    /// The owner of a large batch is killed: until another grants its tasks, once the lock is free.
+    Takeover(takeover::TakeoverArgs),
+    /// A coordinator with its own store and many finished batches is started again.
+    Restart(restart::RestartArgs),
     /// Import files into a library folder, beside `cp -r` and `sync` of the same files.
     Object(object::ObjectArgs),
 }
@@ -120,6 +126,8 @@ async fn one(session: &Session, line: &str, runs: u32, command: &BenchCommand) -
         BenchCommand::Append(row) => session.repeat(line, runs, row).await,
         BenchCommand::Latency(row) => session.repeat(line, runs, row).await,
         BenchCommand::Fleet(row) => session.repeat(line, runs, row).await,
+        BenchCommand::Takeover(row) => session.repeat(line, runs, row).await,
+        BenchCommand::Restart(row) => session.repeat(line, runs, row).await,
         BenchCommand::Object(args) => session.repeat(line, runs, &object::Object::new(args.clone())).await,
     }
 }
