@@ -11,6 +11,8 @@ pub mod manifest;
 pub mod node;
 pub mod peers;
 mod server;
+#[doc(hidden)]
+pub mod steps;
 pub mod store;
 
 pub use server::{RunError, Server, StartError};

@@ -12,7 +12,7 @@ use tranche_engine::{Command, Grant, Phase, Report, ReportError, ReportResult, R
 use tranche_proto::{TaskList, v1};
 
 /// Bytes of tasks in one frame of a lease; more go into the next frame.
-const FRAME_BYTES: usize = 1024 * 1024;
+pub(crate) const FRAME_BYTES: usize = 1024 * 1024;
 
 /// Staging leases whose tasks are being read. Each ends with the lease sent, or with a report of failure.
 #[derive(Default)]
@@ -171,7 +171,7 @@ async fn stage(
 
 /// Cuts tasks into frames of at most `most` bytes, or of one larger task. A frame that comes from one segment shares
 /// its memory.
-fn in_frames(pieces: Vec<TaskList>, most: usize) -> Vec<TaskList> {
+pub(crate) fn in_frames(pieces: Vec<TaskList>, most: usize) -> Vec<TaskList> {
     let mut frames: Vec<TaskList> = Vec::new();
     for piece in pieces {
         let mut from = 0;

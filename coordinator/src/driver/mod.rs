@@ -9,7 +9,7 @@ pub mod ledger;
 pub mod records;
 mod report;
 
-pub(crate) use act::phase_to_proto;
+pub(crate) use act::{FRAME_BYTES, in_frames, phase_to_proto};
 pub use handle::{Handle, INPUT_BOUND, Input, Op};
 
 use crate::error::Error;

@@ -288,6 +288,13 @@ impl Segments {
     }
 }
 
+/// Joins the lists of a segment, as [`Segments::write`] does before it writes them.
+pub(crate) fn join(lists: &[TaskList]) -> (TaskList, u32) {
+    let (_, tasks) = Aligned::concat(lists);
+    let sum = crc32c::crc32c(tasks.bytes());
+    (tasks, sum)
+}
+
 /// Everything of a batch is under this. Namespace and id are words of `a-z0-9-` ([`BatchKey::parse`]).
 fn folder(batch: &BatchKey) -> String {
     format!("batches/{}/{}/", batch.namespace, batch.id)
