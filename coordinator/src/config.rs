@@ -39,8 +39,8 @@ pub struct Config {
     /// heartbeats: else leases may end between the loss of a coordinator and the take-over of its batches,
     /// and their tasks are staged again.
     pub lease_ttl: Duration,
-    /// How often workers send heartbeats; at most a third of `lease_ttl`, so that one may be lost. At least
-    /// 20 ms. Default: a quarter of `lease_ttl`.
+    /// How often workers that hold leases send heartbeats; at most a third of `lease_ttl`, so that one may be
+    /// lost. Those that hold none send half as many. At least 20 ms. Default: a quarter of `lease_ttl`.
     pub heartbeat_interval: Option<Duration>,
     /// Handlers that a batch may ask for before any worker announced them; at most 64. Default: `object`,
     /// `noop`.
@@ -219,9 +219,15 @@ impl Config {
         })
     }
 
-    /// How often workers send heartbeats.
+    /// How often workers that hold leases send heartbeats.
     pub fn heartbeat(&self) -> Duration {
         self.heartbeat_interval.unwrap_or(self.lease_ttl / 4)
+    }
+
+    /// How often workers send heartbeats that hold no lease: half as often, and often enough that a stream isn't
+    /// taken for silent, which it is after three quarters of `lease_ttl`.
+    pub fn idle_heartbeat(&self) -> Duration {
+        (2 * self.heartbeat()).min(self.lease_ttl / 2)
     }
 
     /// The URL to tell others, given the address that was bound.

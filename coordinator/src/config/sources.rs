@@ -64,7 +64,7 @@ pub const FIELDS: &[Field] = &[
     field(
         "heartbeat_interval",
         "TIME",
-        "How often workers send heartbeats [default: a quarter of --lease-ttl]",
+        "How often workers that hold leases send heartbeats; idle ones half as often [default: a quarter of --lease-ttl]",
     ),
     field("handlers", "NAMES", "Handlers known before a worker announced them [default: object,noop]"),
     field("request_timeout", "TIME", "How long a unary call may take, 100ms to 10m [default: 30s]"),

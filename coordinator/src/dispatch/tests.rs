@@ -374,7 +374,10 @@ fn a_new_batch_is_no_business_of_workers_that_wait() {
 #[test]
 fn an_idle_worker_costs_one_small_frame_a_heartbeat() {
     const WORKERS: usize = 1000;
-    const HEARTBEATS: u64 = 10;
+    // A minute's.
+    let interval = crate::config::Config::default().idle_heartbeat();
+    let heartbeats = std::time::Duration::from_mins(1).as_secs() / interval.as_secs();
+    assert!(heartbeats <= 12, "one each {interval:?}");
     let dispatch = Dispatch::default();
     let mut fleet: Vec<_> =
         (0..WORKERS).map(|n| attach(&dispatch, &format!("w{n}"), 2, u64::MAX / 2)).collect();
@@ -388,7 +391,7 @@ fn an_idle_worker_costs_one_small_frame_a_heartbeat() {
         }
         (frames, bytes)
     };
-    for number in 1..=HEARTBEATS {
+    for number in 1..=heartbeats {
         // A batch comes, is worked on by a few, and goes.
         let key = BatchKey::new("default", format!("b{number}"));
         let wake = Arc::new(Notify::new());
@@ -402,7 +405,7 @@ fn an_idle_worker_costs_one_small_frame_a_heartbeat() {
         dispatch.unregister(&key, "noop", &wake);
     }
     let (frames, bytes) = read(&mut fleet);
-    assert_eq!(frames, WORKERS * HEARTBEATS as usize);
+    assert_eq!(frames, WORKERS * usize::try_from(heartbeats).expect("few"));
     assert!(bytes <= 8 * frames, "{bytes} bytes in {frames} frames");
 }
 

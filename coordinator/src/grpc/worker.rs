@@ -49,7 +49,8 @@ impl Workers {
     }
 }
 
-/// How long a stream may bring nothing: two heartbeats may be late. It ends before the leases of its worker
+/// How long a stream may bring nothing: two heartbeats may be late, or one of a worker that holds no lease, which
+/// sends half as many, by half the time between two. It ends before the leases of its worker
 /// do, since what a silent worker lost must not be leased to it again. One that was only slow attaches anew,
 /// and keeps its leases.
 fn silence_limit(lease_ttl: Duration) -> Duration {
@@ -106,6 +107,7 @@ pub async fn serve(
         protocol_version: PROTOCOL_VERSION,
         lease_ttl: config.lease_ttl.try_into().ok(),
         heartbeat_interval: config.heartbeat().try_into().ok(),
+        idle_heartbeat_interval: config.idle_heartbeat().try_into().ok(),
     };
     let (held, slots) = (hello.held.clone(), hello.slots);
     let Place { id, since, end } = node.shared().dispatch.attach(hello, welcome, out.clone());

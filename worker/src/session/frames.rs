@@ -55,6 +55,7 @@ impl Machine {
             held.alive = held.alive.max(hello);
             held.ttl = ttl;
         }
+        self.heartbeat_soon(now, link);
         self.send_reports(now, |_, held| (held.link == link).then_some(link));
     }
 

@@ -71,6 +71,7 @@ impl Machine {
         };
         self.heard_of_owner(&held.batch, token.epoch);
         self.held.insert(token, held);
+        self.heartbeat_soon(now, link);
     }
 
     fn heard_of_owner(&mut self, batch: &str, epoch: u64) {
@@ -128,6 +129,7 @@ impl Machine {
             }
             (held.link, held.ttl, held.counts_from, held.alive) = (link, ttl, number, now);
         }
+        self.heartbeat_soon(now, link);
         debug!(link, batch.id = owner.batch, owner.epoch, leases = tokens.len(), "a batch has a new owner");
         self.send(link, Out::Holding(v1::Holding { batch: owner.batch.clone(), epoch: owner.epoch, tokens }));
         self.send_reports(now, |_, held| (held.batch == owner.batch).then_some(link));

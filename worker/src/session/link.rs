@@ -26,7 +26,10 @@ pub(super) enum Phase {
 pub(super) struct Attached {
     /// The batches of the leases that its Hello named: of these the coordinator said so if it owned one.
     pub(super) named: BTreeSet<String>,
+    /// The time from heartbeat to heartbeat while leases of this link are held.
     pub(super) interval: Duration,
+    /// The same while none is.
+    pub(super) idle_interval: Duration,
     pub(super) next_heartbeat: Now,
     /// The number of the next heartbeat.
     pub(super) number: u64,
@@ -105,6 +108,9 @@ impl Link {
         let interval = duration(welcome.heartbeat_interval).filter(|i| !i.is_zero());
         // Three heartbeats fit into a TTL, so that one may be lost.
         let interval = interval.unwrap_or(self.ttl / 3).clamp(LEAST_INTERVAL, self.ttl / 3);
+        // Coordinators end a stream that was silent for three quarters of a TTL.
+        let idle =
+            duration(welcome.idle_heartbeat_interval).unwrap_or(interval).clamp(interval, self.ttl / 2);
         let named = match &mut self.phase {
             Phase::Greeting { named, .. } => std::mem::take(named),
             Phase::Down | Phase::Attached(_) => BTreeSet::new(),
@@ -113,7 +119,8 @@ impl Link {
         self.phase = Phase::Attached(Attached {
             named,
             interval,
-            next_heartbeat: now + interval,
+            idle_interval: idle,
+            next_heartbeat: now + idle,
             number: 1,
             unacked: VecDeque::new(),
             draining: false,

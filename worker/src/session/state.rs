@@ -247,13 +247,29 @@ impl Machine {
             done: held.progress.done().cast_signed(),
         });
         let leases = leases.collect();
+        let idle = !self.holds_any(link);
         let Some(attached) = self.links.get_mut(&link).and_then(Link::attached_mut) else { return };
         let number = attached.number;
         attached.number += 1;
-        attached.next_heartbeat = now + attached.interval;
+        attached.next_heartbeat = now + if idle { attached.idle_interval } else { attached.interval };
         attached.unacked.push_back((number, now));
         self.send(link, Out::Heartbeat(v1::Heartbeat { number, leases }));
         self.send_overdue_reports(now, link);
+    }
+
+    /// Leases are a link's now: the next heartbeat comes as soon as leases need it, however long the link had none.
+    pub(super) fn heartbeat_soon(&mut self, now: Now, link: LinkId) {
+        if !self.holds_any(link) {
+            return;
+        }
+        if let Some(attached) = self.links.get_mut(&link).and_then(Link::attached_mut) {
+            attached.next_heartbeat = attached.next_heartbeat.min(now + attached.interval);
+        }
+    }
+
+    /// Also what is being stopped, or waits for the answer to its report.
+    fn holds_any(&self, link: LinkId) -> bool {
+        self.held.values().any(|held| held.link == link)
     }
 
     /// The lease isn't ours any more. A report is kept: the coordinator says whether it counts.

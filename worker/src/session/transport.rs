@@ -47,7 +47,9 @@ pub type Dial =
 pub struct Http2 {
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
-    /// How often a connection is pinged. A coordinator that is stopped, not gone, is noticed so.
+    /// After how long without anything from the coordinator the connection is pinged. One that is stopped, not gone,
+    /// is noticed so, also when its heartbeats are rare; longer than the usual time between those of an idle
+    /// worker, whose answers say the same.
     pub keep_alive_interval: Duration,
     /// How long it may take to answer a ping.
     pub keep_alive_timeout: Duration,
@@ -69,7 +71,7 @@ impl Default for Http2 {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
-            keep_alive_interval: Duration::from_secs(5),
+            keep_alive_interval: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(5),
             dial: None,
         }

@@ -98,6 +98,7 @@ impl Stream {
             protocol_version: 1,
             lease_ttl: duration(ttl),
             heartbeat_interval: duration(ttl / 3),
+            idle_heartbeat_interval: None,
         };
         self.say(Say::Welcome(welcome)).await;
     }

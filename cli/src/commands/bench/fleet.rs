@@ -1,7 +1,7 @@
 //! `tranche bench fleet`: one coordinator with very many workers.
 //!
 //! The workers are streams of this process that follow the protocol of a real one (hello, credit, heartbeats
-//! at the welcome's interval, answers to each change of phase and of owner, reports), each on a connection of
+//! at the welcome's intervals, answers to each change of phase and of owner, reports), each on a connection of
 //! its own unless `--connections` says otherwise. The coordinator and etcd are real processes. All of them
 //! share the machine: the time that this process needs for reading its streams is in every figure.
 //!

@@ -149,6 +149,7 @@ fn welcome(ttl: (i64, i32), interval: (i64, i32)) -> In {
         protocol_version: 1,
         lease_ttl: duration(ttl),
         heartbeat_interval: duration(interval),
+        idle_heartbeat_interval: duration(interval),
     })
 }
 
@@ -169,5 +170,132 @@ pub(super) fn odd_times_are_made_safe() {
         // What a clock can add.
         let day = Duration::from_hours(24);
         assert!(sim.machine.wake_at().is_none_or(|at| at <= sim.now + day), "{ttl:?} {interval:?}");
+    }
+}
+
+/// A worker of one coordinator that names an idle interval.
+fn idle(interval: Duration) -> Sim {
+    let mut sim = Sim::new(settings(1, 1, 1));
+    attach_idle(&mut sim, 0, interval);
+    sim.sent.clear();
+    sim
+}
+
+fn attach_idle(sim: &mut Sim, link: LinkId, interval: Duration) {
+    let duration = |d: Duration| prost_types::Duration::try_from(d).ok();
+    sim.event(Event::Opened(link));
+    let welcome = v1::Welcome {
+        coordinator: format!("c{link}"),
+        protocol_version: 1,
+        lease_ttl: duration(TTL),
+        heartbeat_interval: duration(INTERVAL),
+        idle_heartbeat_interval: duration(interval),
+    };
+    sim.frame(link, In::Welcome(welcome));
+}
+
+/// Passes time, with every heartbeat of the link acknowledged at once; when each was sent, since the beginning,
+/// and how many leases it named.
+fn beats(sim: &mut Sim, link: LinkId, time: Duration) -> Vec<(Duration, usize)> {
+    const STEP: Duration = Duration::from_millis(100);
+    let begin = sim.now;
+    let mut beats = Vec::new();
+    while sim.now < begin + time {
+        sim.pass(STEP);
+        let sent = std::mem::take(&mut sim.sent);
+        for (_, frame) in sent.into_iter().filter(|(to, _)| *to == link) {
+            let Out::Heartbeat(beat) = frame else { continue };
+            beats.push((sim.now - begin, beat.leases.len()));
+            sim.ack_heartbeat_on(link, beat.number);
+        }
+    }
+    beats
+}
+
+const IDLE: Duration = Duration::from_millis(4500);
+
+/// A ceiling: with ten thousand workers each frame more is a lot.
+#[test]
+pub(super) fn an_idle_worker_sends_one_small_frame_each_half_ttl_and_nothing_else() {
+    let mut sim = idle(IDLE);
+    let (mut frames, mut bytes) = (0, 0);
+    for number in 1..=20 {
+        sim.pass(IDLE);
+        for frame in sim.take_sent() {
+            frames += 1;
+            bytes += prost::Message::encoded_len(&v1::AttachRequest { frame: Some(frame) });
+        }
+        sim.ack_heartbeat(number);
+    }
+    assert_eq!((frames, sim.closed.len()), (20, 0), "in ten times the TTL");
+    assert!(bytes <= 8 * frames, "{bytes} bytes in {frames} frames");
+}
+
+#[test]
+pub(super) fn a_lease_makes_heartbeats_frequent_for_as_long_as_it_is_held() {
+    let seconds = |s: f64, leases| (Duration::from_secs_f64(s), leases);
+    let mut sim = idle(IDLE);
+    assert_eq!(beats(&mut sim, 0, IDLE), [seconds(4.5, 0)]);
+    // Just after a heartbeat: the next comes an interval after the lease, and so on.
+    sim.grant(1, v1::Phase::Stage);
+    assert_eq!(beats(&mut sim, 0, 2 * INTERVAL), [seconds(3.0, 1), seconds(6.0, 1)]);
+    sim.finish(1);
+    // Its report isn't acknowledged: that is no idleness yet.
+    assert_eq!(beats(&mut sim, 0, INTERVAL), [seconds(3.0, 1)]);
+    sim.ack_report(1, v1::report_ack::Result::Durable as i32);
+    assert_eq!(beats(&mut sim, 0, 2 * IDLE + INTERVAL), [seconds(3.0, 0), seconds(7.5, 0), seconds(12.0, 0)]);
+    assert!(sim.closed.is_empty() && sim.cancelled.is_empty());
+}
+
+/// The lease's time counts from its coming, and its renewal comes no later than for a worker that was never idle.
+#[test]
+pub(super) fn a_lease_that_comes_at_any_time_between_two_idle_heartbeats_is_renewed_within_an_interval() {
+    for after in (0..45).map(|tenths| Duration::from_millis(100 * tenths)) {
+        let mut sim = idle(IDLE);
+        beats(&mut sim, 0, IDLE + after);
+        let granted = sim.now;
+        sim.grant(1, v1::Phase::Stage);
+        let first = beats(&mut sim, 0, INTERVAL)[0];
+        assert_eq!(first, (INTERVAL.min(IDLE - after), 1), "{after:?}");
+        // Heard no more: it lives a TTL after its last renewal that was answered, within INTERVAL of its coming.
+        let sent = granted + first.0;
+        sim.event(Event::Closed(0));
+        sim.pass(sent + TTL - sim.now - Duration::from_millis(1));
+        assert!(sim.cancelled.is_empty(), "{after:?}");
+        sim.pass(INTERVAL + Duration::from_millis(1));
+        assert_eq!(sim.cancelled, [1], "{after:?}");
+    }
+}
+
+#[test]
+pub(super) fn leases_that_a_new_owner_takes_up_make_its_heartbeats_frequent() {
+    let mut sim = Sim::new(settings(2, 1, 2));
+    attach_idle(&mut sim, 0, IDLE);
+    attach_idle(&mut sim, 1, IDLE);
+    sim.grant(1, v1::Phase::Stage);
+    sim.pass(Duration::from_secs(1));
+    sim.down(0);
+    sim.owner(1, 2);
+    assert_eq!(beats(&mut sim, 1, INTERVAL), [(INTERVAL, 1)]);
+}
+
+#[test]
+pub(super) fn leases_that_are_held_at_the_welcome_make_heartbeats_frequent_from_there() {
+    let mut sim = idle(IDLE);
+    sim.grant(1, v1::Phase::Stage);
+    sim.down(0);
+    sim.sent.clear();
+    attach_idle(&mut sim, 0, IDLE);
+    assert_eq!(beats(&mut sim, 0, INTERVAL), [(INTERVAL, 1)]);
+}
+
+#[test]
+pub(super) fn an_idle_interval_is_never_shorter_than_the_other_nor_longer_than_half_a_ttl() {
+    for (said, is) in [(1, 3000), (3000, 3000), (4000, 4000), (4500, 4500), (4501, 4500), (60_000, 4500)] {
+        let mut sim = idle(Duration::from_millis(said));
+        sim.pass(Duration::from_millis(is - 1));
+        assert!(sim.sent.is_empty(), "{said}");
+        sim.pass(Duration::from_millis(1));
+        assert_eq!(sim.sent.len(), 1, "{said}");
     }
 }

@@ -157,6 +157,7 @@ impl Sim {
                 protocol_version: 1,
                 lease_ttl: duration(TTL),
                 heartbeat_interval: duration(INTERVAL),
+                idle_heartbeat_interval: None,
             }),
         );
     }

@@ -19,7 +19,9 @@ const ATTACHING: usize = 64;
 /// How often it is looked who is attached.
 const LOOK: Duration = Duration::from_millis(2);
 /// The same as a real worker has.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The same.
+const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(5);
 /// How long all may take to attach.
 const ATTACH_WITHIN: Duration = Duration::from_mins(2);
 
@@ -103,7 +105,7 @@ async fn connect(url: &str) -> Result<Channel> {
     let endpoint = endpoint
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_WITHIN)
         .keep_alive_while_idle(true);
     endpoint.connect().await.map_err(|e| CliError::caused(format!("cannot connect to {url}"), &e))
 }

@@ -1,8 +1,8 @@
 //! What workers cost a coordinator that have nothing to do.
 //!
-//! Each worker has said how much it takes, and sends a heartbeat at the interval that its welcome named; the
-//! coordinator answers each. Nothing else happens, so all processor time of the coordinator counts as the
-//! heartbeats', also that of its own session with etcd.
+//! Each worker has said how much it takes, and sends a heartbeat at the interval that its welcome named for
+//! workers without leases; the coordinator answers each. Nothing else happens, so all processor time of the
+//! coordinator counts as the heartbeats', also that of its own session with etcd.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::commands::bench::usage::{self, Usage};
 use crate::error::Result;
 
 /// Between the last worker's attaching and the measurement: two heartbeats of each at the usual interval.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct IdleArgs {

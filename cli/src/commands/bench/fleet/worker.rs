@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -77,6 +76,10 @@ struct Member {
     /// First frames of leases of which more is to come.
     parts: HashMap<(u64, u64), v1::Grant>,
     heartbeat: u64,
+    /// When the next heartbeat is due, and the time to the one after it: with leases, and without.
+    next: tokio::time::Instant,
+    interval: Duration,
+    idle_interval: Duration,
 }
 
 /// Attaches and stays until the stream ends, which is an error.
@@ -90,20 +93,34 @@ pub(super) async fn stay(number: u32, channel: Channel, common: Arc<Common>) -> 
 async fn attached(number: u32, channel: Channel, common: Arc<Common>) -> Result<()> {
     let failed = |e: tonic::Status| CliError::caused(format!("the stream of worker {number} broke"), &e);
     let (out, frames) = mpsc::channel(OUTBOUND_BOUND);
-    let mut member =
-        Member { number, common, out, held: BTreeMap::new(), parts: HashMap::new(), heartbeat: 0 };
+    let mut member = Member {
+        number,
+        common,
+        out,
+        held: BTreeMap::new(),
+        parts: HashMap::new(),
+        heartbeat: 0,
+        next: tokio::time::Instant::now(),
+        interval: Duration::ZERO,
+        idle_interval: Duration::ZERO,
+    };
     member.say(Out::Hello(hello(number))).await;
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(MAX_FRAME_BYTES);
     let mut inbound = client.attach(ReceiverStream::new(frames)).await.map_err(failed)?.into_inner();
-    let mut ticks = member.greet(&mut inbound).await?;
+    member.greet(&mut inbound).await?;
+    let tick = tokio::time::sleep_until(member.next);
+    tokio::pin!(tick);
     loop {
+        if tick.deadline() != member.next {
+            tick.as_mut().reset(member.next);
+        }
         tokio::select! {
             frame = inbound.message() => match frame.map_err(failed)? {
                 Some(v1::AttachResponse { frame: Some(frame) }) => member.take(frame).await,
                 Some(_) => return Err(CliError::new("a frame of an unknown kind came")),
                 None => return Ok(()),
             },
-            _ = ticks.tick() => member.beat().await,
+            () = &mut tick => member.beat().await,
         }
     }
 }
@@ -122,18 +139,19 @@ fn hello(number: u32) -> v1::Hello {
 
 impl Member {
     /// Waits for the welcome, and asks for work. The clock of the heartbeats starts there.
-    async fn greet(&mut self, inbound: &mut Streaming<v1::AttachResponse>) -> Result<Interval> {
+    async fn greet(&mut self, inbound: &mut Streaming<v1::AttachResponse>) -> Result<()> {
         let first = inbound.message().await.map_err(|e| CliError::caused("no welcome came", &e))?;
         let Some(In::Welcome(welcome)) = first.and_then(|frame| frame.frame) else {
             return Err(CliError::new("the first frame wasn't a welcome"));
         };
-        let interval = welcome.heartbeat_interval.and_then(|interval| Duration::try_from(interval).ok());
-        let interval = interval.filter(|interval| !interval.is_zero()).unwrap_or(Duration::from_secs(2));
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let duration = |d: Option<prost_types::Duration>| d.and_then(|d| Duration::try_from(d).ok());
+        let interval = duration(welcome.heartbeat_interval).filter(|interval| !interval.is_zero());
+        self.interval = interval.unwrap_or(Duration::from_secs(2));
+        self.idle_interval = duration(welcome.idle_heartbeat_interval).unwrap_or_default().max(self.interval);
+        self.next = tokio::time::Instant::now() + self.idle_interval;
         self.say(Out::Credit(WINDOW)).await;
         self.common.attached.fetch_add(1, Ordering::Relaxed);
-        Ok(ticks)
+        Ok(())
     }
 
     async fn take(&mut self, frame: In) {
@@ -179,6 +197,8 @@ impl Member {
         }
         if staging && self.common.conduct == Conduct::Hold {
             self.held.insert(token, lease);
+            // It isn't idle any more.
+            self.next = self.next.min(tokio::time::Instant::now() + self.interval);
         } else {
             self.say(Out::Report(done(token, lease))).await;
         }
@@ -194,6 +214,8 @@ impl Member {
 
     async fn beat(&mut self) {
         self.heartbeat += 1;
+        let interval = if self.held.is_empty() { self.idle_interval } else { self.interval };
+        self.next = tokio::time::Instant::now() + interval;
         let progress =
             |(&(epoch, counter), _)| v1::LeaseProgress { token: Some(v1::Token { epoch, counter }), done: 0 };
         let leases = self.held.iter().map(progress).collect();
