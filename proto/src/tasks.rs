@@ -317,7 +317,17 @@ impl TaskListBuilder {
 
     /// Adds a task.
     pub fn push(&mut self, task: &Task) {
-        self.field(task.encoded_len(), |bytes| task.encode_raw(bytes));
+        self.field(task.encoded_len(), |bytes| {
+            if !task.key.is_empty() {
+                encoding::string::encode(1, &task.key, bytes);
+            }
+            // Prost would clone the payload to put it there, which allocates when nobody shares it yet.
+            if !task.payload.is_empty() {
+                encoding::encode_key(2, WireType::LengthDelimited, bytes);
+                encoding::encode_varint(task.payload.len() as u64, bytes);
+                bytes.put_slice(&task.payload);
+            }
+        });
     }
 
     fn field(&mut self, len: usize, task: impl FnOnce(&mut BytesMut)) {
@@ -335,9 +345,11 @@ impl TaskListBuilder {
 
     /// The list, and an empty one in its place with room for as much.
     pub fn take(&mut self) -> TaskList {
+        // A little more, as lists of a kind differ: one that doesn't fit would be moved, all of it.
+        let room = |len: usize| len + len / 16 + 64;
         let next = Self {
-            bytes: BytesMut::with_capacity(self.bytes.len()),
-            ends: Vec::with_capacity(self.ends.len()),
+            bytes: BytesMut::with_capacity(room(self.bytes.len())),
+            ends: Vec::with_capacity(room(self.ends.len())),
         };
         std::mem::replace(self, next).finish()
     }
