@@ -17,7 +17,7 @@ const FEW: usize = 20_000;
 const MANY: usize = 120_000;
 /// Times that memory is asked for because of a task more, from the client's append to COMMITTED, in all three: a share
 /// of what a message, a segment and a lease take.
-const CEILING: f64 = 0.4;
+const CEILING: f64 = 0.6;
 
 /// How often a batch of so many tasks asks for memory. The caller's own making of its tasks isn't counted.
 async fn batch(client: &Client, count: usize) -> usize {
