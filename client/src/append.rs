@@ -257,14 +257,11 @@ where
         durable: i64,
         options: &Options,
     ) -> Poll<Result<Option<Chunk>, Error>> {
+        if let Some(task) = self.carry.take() {
+            // Never back: a chunk takes its first task whatever its size.
+            self.carry = self.building.add(task, options).err();
+        }
         loop {
-            if let Some(task) = self.carry.take() {
-                // A chunk takes its first task whatever its size.
-                if let Err(task) = self.building.add(task, options) {
-                    self.carry = Some(task);
-                    return Poll::Ready(Ok(Some(self.building.take())));
-                }
-            }
             if self.building.is_full(options) {
                 return Poll::Ready(Ok(Some(self.building.take())));
             }
@@ -276,8 +273,9 @@ where
                     // A resumed append passes over what is durable.
                     if self.building.is_empty() && sequence <= durable {
                         self.building.restart_at(self.next);
-                    } else {
+                    } else if let Err(task) = self.building.add(task, options) {
                         self.carry = Some(task);
+                        return Poll::Ready(Ok(Some(self.building.take())));
                     }
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Error::Source(error))),

@@ -36,12 +36,8 @@ impl Building {
     /// Adds a task, or gives it back when the chunk would become too large; a chunk takes its first
     /// task whatever its size.
     pub(crate) fn add(&mut self, task: Task, options: &Options) -> Result<(), Task> {
-        let bytes = self.tasks.encoded_len();
-        if !self.is_empty() && bytes + TaskListBuilder::cost(&task) > options.chunk_bytes {
-            return Err(task);
-        }
-        self.tasks.push(&task);
-        Ok(())
+        let most = if self.is_empty() { usize::MAX } else { options.chunk_bytes };
+        if self.tasks.push_within(&task, most) { Ok(()) } else { Err(task) }
     }
 
     /// The chunk. The next one starts after it.

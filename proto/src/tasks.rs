@@ -309,12 +309,6 @@ impl TaskListBuilder {
         self.bytes.len()
     }
 
-    /// How many bytes a task adds.
-    pub fn cost(task: &Task) -> usize {
-        let len = task.encoded_len();
-        1 + encoding::encoded_len_varint(len as u64) + len
-    }
-
     /// Adds a task.
     pub fn push(&mut self, task: &Task) {
         self.field(task.encoded_len(), |bytes| {
@@ -328,6 +322,16 @@ impl TaskListBuilder {
                 bytes.put_slice(&task.payload);
             }
         });
+    }
+
+    /// Adds a task, unless the list would have more than `most` bytes then. Says whether it did.
+    pub fn push_within(&mut self, task: &Task, most: usize) -> bool {
+        let len = task.encoded_len();
+        let fits = self.bytes.len() + 1 + encoding::encoded_len_varint(len as u64) + len <= most;
+        if fits {
+            self.field(len, |bytes| task.encode_raw(bytes));
+        }
+        fits
     }
 
     fn field(&mut self, len: usize, task: impl FnOnce(&mut BytesMut)) {
