@@ -40,24 +40,23 @@ impl Sync {
 #[cfg(test)]
 pub(super) mod seen {
     use std::collections::HashMap;
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::MetadataExt as _;
-    use std::path::Path;
+    use std::os::fd::AsRawFd;
+    use std::path::{Path, PathBuf};
     use std::sync::{Mutex, PoisonError};
 
-    /// By device and inode.
-    static SYNCS: Mutex<Option<HashMap<(u64, u64), usize>>> = Mutex::new(None);
+    /// By path. An inode's number is given to the next folder once another test has removed its own.
+    static SYNCS: Mutex<Option<HashMap<PathBuf, usize>>> = Mutex::new(None);
 
-    pub(in super::super) fn add(folder: impl AsFd) {
-        let stat = rustix::fs::fstat(folder).expect("an open folder");
+    pub(in super::super) fn add(folder: &impl AsRawFd) {
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).expect("an open folder");
         let mut syncs = SYNCS.lock().unwrap_or_else(PoisonError::into_inner);
-        *syncs.get_or_insert_default().entry((stat.st_dev, stat.st_ino)).or_default() += 1;
+        *syncs.get_or_insert_default().entry(path).or_default() += 1;
     }
 
     /// How often this folder was.
     pub(in super::super) fn of(folder: &Path) -> usize {
-        let meta = folder.metadata().expect("a folder");
+        let path = folder.canonicalize().expect("a folder");
         let syncs = SYNCS.lock().unwrap_or_else(PoisonError::into_inner);
-        syncs.as_ref().and_then(|syncs| syncs.get(&(meta.dev(), meta.ino())).copied()).unwrap_or(0)
+        syncs.as_ref().and_then(|syncs| syncs.get(&path).copied()).unwrap_or(0)
     }
 }
