@@ -286,6 +286,18 @@ impl FromIterator<Task> for TaskList {
     }
 }
 
+/// As prost does, but for the payload: prost would clone it to put it there, which allocates when nobody shares it yet.
+fn encode(task: &Task, bytes: &mut BytesMut) {
+    if !task.key.is_empty() {
+        encoding::string::encode(1, &task.key, bytes);
+    }
+    if !task.payload.is_empty() {
+        encoding::encode_key(2, WireType::LengthDelimited, bytes);
+        encoding::encode_varint(task.payload.len() as u64, bytes);
+        bytes.put_slice(&task.payload);
+    }
+}
+
 /// A list in the making.
 #[derive(Debug, Default)]
 pub struct TaskListBuilder {
@@ -311,17 +323,7 @@ impl TaskListBuilder {
 
     /// Adds a task.
     pub fn push(&mut self, task: &Task) {
-        self.field(task.encoded_len(), |bytes| {
-            if !task.key.is_empty() {
-                encoding::string::encode(1, &task.key, bytes);
-            }
-            // Prost would clone the payload to put it there, which allocates when nobody shares it yet.
-            if !task.payload.is_empty() {
-                encoding::encode_key(2, WireType::LengthDelimited, bytes);
-                encoding::encode_varint(task.payload.len() as u64, bytes);
-                bytes.put_slice(&task.payload);
-            }
-        });
+        self.field(task.encoded_len(), |bytes| encode(task, bytes));
     }
 
     /// Adds a task, unless the list would have more than `most` bytes then. Says whether it did.
@@ -329,7 +331,7 @@ impl TaskListBuilder {
         let len = task.encoded_len();
         let fits = self.bytes.len() + 1 + encoding::encoded_len_varint(len as u64) + len <= most;
         if fits {
-            self.field(len, |bytes| task.encode_raw(bytes));
+            self.field(len, |bytes| encode(task, bytes));
         }
         fits
     }

@@ -189,7 +189,9 @@ mod tests {
         drop(pack);
         assert!(!path.exists());
         fs::write(&path, "another's").expect("written");
-        let error = Pack::new(path.clone()).write(&Aligned::concat(&[list(1)]).expect("memory").0).expect_err("it is there");
+        let error = Pack::new(path.clone())
+            .write(&Aligned::concat(&[list(1)]).expect("memory").0)
+            .expect_err("it is there");
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).expect("read"), b"another's");
     }

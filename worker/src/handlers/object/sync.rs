@@ -48,7 +48,8 @@ pub(super) mod seen {
     static SYNCS: Mutex<Option<HashMap<PathBuf, usize>>> = Mutex::new(None);
 
     pub(in super::super) fn add(folder: &impl AsRawFd) {
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).expect("an open folder");
+        let path =
+            std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).expect("an open folder");
         let mut syncs = SYNCS.lock().unwrap_or_else(PoisonError::into_inner);
         *syncs.get_or_insert_default().entry(path).or_default() += 1;
     }
