@@ -90,10 +90,22 @@ impl Dispatch {
         }
     }
 
-    /// When a worker was last seen, on the clock that began at `origin`.
-    pub fn last_seen(&self, worker: &WorkerKey, origin: Instant) -> Option<Duration> {
+    /// When these workers were last seen, on the clock that began at `origin`; without those that aren't here.
+    pub fn last_seen<'a>(
+        &self,
+        workers: impl IntoIterator<Item = &'a WorkerKey>,
+        origin: Instant,
+    ) -> Vec<(WorkerKey, Duration)> {
         let mut inner = self.lock();
-        inner.session(worker).map(|session| session.seen.duration_since(origin))
+        let mut seen = |worker: &WorkerKey| {
+            inner.session(worker).map(|session| (worker.clone(), session.seen.duration_since(origin)))
+        };
+        workers.into_iter().filter_map(&mut seen).collect()
+    }
+
+    /// Whether some stream hasn't taken all frames that were sent to it.
+    pub fn frames_wait(&self) -> bool {
+        self.lock().sessions.values().any(Session::frames_wait)
     }
 
     /// A worker says what it holds of a batch, in answer to the owner of this epoch: it counts against its

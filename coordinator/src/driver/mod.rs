@@ -36,6 +36,10 @@ const EVENTS_BOUND: usize = 8 * INPUTS_A_STEP;
 /// Pause before a write that the store couldn't take is tried again.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
+/// How often a driver lets everybody else go first after it told the workers of a decision, as long as a
+/// worker's stream hasn't taken it: one that doesn't read holds nothing up.
+const GIVES_WAY: usize = 32;
+
 /// What became of the write in flight.
 enum Written {
     Applied(u64),
@@ -68,6 +72,8 @@ pub struct Driver {
     next_op: u64,
     deliveries: Deliveries,
     early_report: Option<Early>,
+    /// The workers were just told of the decision.
+    told: bool,
     ended: bool,
 }
 
@@ -109,6 +115,7 @@ impl Driver {
             next_op: 0,
             deliveries: Deliveries::default(),
             early_report: None,
+            told: false,
             ended: false,
         };
         (driver, handle)
@@ -166,6 +173,7 @@ impl Driver {
                 if stop.is_cancelled() {
                     return Ok(());
                 }
+                self.give_way().await;
                 if let Some(write) = self.step() {
                     let prepared = self.prepare(write, stop).await?;
                     let flight = self.send(&prepared);
@@ -208,15 +216,32 @@ impl Driver {
         }
     }
 
-    /// Lets the engine work, as long as it brings commands without a write.
-    fn step(&mut self) -> Option<Write> {
-        for worker in self.batch.holders() {
-            if let Some(at) = self.shared.dispatch.last_seen(&worker, self.shared.origin) {
-                self.batch.seen(&worker, at);
+    /// What the workers answer to a decision, and what they are given then, comes after its being told to the last.
+    async fn give_way(&mut self) {
+        if std::mem::take(&mut self.told) {
+            for _ in 0..GIVES_WAY {
+                tokio::task::yield_now().await;
+                if !self.shared.dispatch.frames_wait() {
+                    break;
+                }
             }
         }
+    }
+
+    fn look_who_was_seen(&mut self) {
+        let seen = self.shared.dispatch.last_seen(self.batch.holders(), self.shared.origin);
+        for (worker, at) in seen {
+            self.batch.seen(&worker, at);
+        }
+    }
+
+    /// Lets the engine work, as long as it brings commands without a write.
+    fn step(&mut self) -> Option<Write> {
         loop {
             let now = self.shared.now();
+            if self.batch.asks_who_was_seen(now) {
+                self.look_who_was_seen();
+            }
             // So that what came is leased in the write that it makes, not in one after it.
             self.batch.gather(now);
             let appetite = self.batch.appetite(now);
@@ -391,6 +416,7 @@ impl Driver {
                 self.batch.push(event, now);
             }
             Input::Leases(reply) => {
+                self.look_who_was_seen();
                 // Whoever asked may be gone; nothing is lost with the answer.
                 let _ = reply.send(self.batch.leases().collect());
             }
@@ -421,7 +447,6 @@ impl Drop for Driver {
 }
 
 fn view_of(key: &BatchKey, spec: &Arc<v1::SpecRecord>, batch: &Batch, ledger: &Ledger) -> View {
-    let workers: std::collections::BTreeSet<WorkerKey> = batch.holders();
     View {
         key: key.clone(),
         spec: spec.clone(),
@@ -430,7 +455,7 @@ fn view_of(key: &BatchKey, spec: &Arc<v1::SpecRecord>, batch: &Batch, ledger: &L
         cutoff: batch.records().cutoff.cutoff.max(batch.state().cutoff),
         live: Live {
             leases: u32::try_from(batch.leases().count()).unwrap_or(u32::MAX),
-            workers: u32::try_from(workers.len()).unwrap_or(u32::MAX),
+            workers: u32::try_from(batch.holders().len()).unwrap_or(u32::MAX),
             message: batch.message().to_owned(),
         },
     }

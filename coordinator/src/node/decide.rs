@@ -59,9 +59,13 @@ impl Node {
                 Some(owner) => paused(&owner).await,
                 None => None,
             };
-            let state_key = keys::state(batch);
-            let state = store.get(&state_key).await?.ok_or_else(|| Error::NotFound(batch.clone()))?;
-            if let Some(entry) = store.get(&keys::decision(batch)).await? {
+            let (state_key, decision_key, cutoff_key) =
+                (keys::state(batch), keys::decision(batch), keys::cutoff(batch));
+            // Side by side: the transaction compares all three.
+            let (state, decided, cutoff) =
+                tokio::try_join!(store.get(&state_key), store.get(&decision_key), store.get(&cutoff_key))?;
+            let state = state.ok_or_else(|| Error::NotFound(batch.clone()))?;
+            if let Some(entry) = decided {
                 drop(paused);
                 let made = ledger::decode::<v1::DecisionRecord>(&entry)?.value;
                 if made.outcome() != records::outcome_to_proto(outcome) {
@@ -71,8 +75,7 @@ impl Node {
                 return self.acted_on(batch, made).await;
             }
             let record = ledger::decode::<v1::StateRecord>(&state)?.value;
-            let cutoff_key = keys::cutoff(batch);
-            let Some(cutoff) = store.get(&cutoff_key).await? else {
+            let Some(cutoff) = cutoff else {
                 // It may have been deleted between two reads, but not twice.
                 if std::mem::replace(&mut incomplete, true) {
                     return Err(Error::Damaged { what: cutoff_key, message: "it is missing".to_owned() });
@@ -80,7 +83,7 @@ impl Node {
                 continue;
             };
             let mut txn =
-                Txn::new().absent(keys::decision(batch)).created(state_key.clone(), state.create_revision);
+                Txn::new().absent(decision_key.clone()).created(state_key.clone(), state.create_revision);
             if Guard::CutoffFrozen.on() {
                 txn = txn.modified(cutoff_key, cutoff.mod_revision);
             }
@@ -106,7 +109,7 @@ impl Node {
                 decide_time_ms: self.shared.host.wall_ms(),
             };
             let stored = records::decision_record(&decision, &self.shared.id);
-            txn = txn.put(keys::decision(batch), Stored::new(stored.clone()).encode());
+            txn = txn.put(decision_key, Stored::new(stored.clone()).encode());
             if commit::commit(store, &txn).await? == (TxnOutcome::Refused) {
                 continue;
             }

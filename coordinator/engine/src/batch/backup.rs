@@ -2,7 +2,6 @@
 //! first report counts; the other worker is told to stop.
 
 use super::lease::LiveLease;
-use super::workers::WorkerState;
 use super::{Batch, WRITE_RECORDS};
 use crate::Phase;
 use crate::event::Command;
@@ -67,10 +66,7 @@ impl Batch {
     /// The leases that may get a backup by now.
     fn stragglers(&self, now: Now) -> impl Iterator<Item = (Token, &LiveLease)> {
         let slow = move |token: Token, lease| self.slow_at(token, lease).is_some_and(|at| at <= now.at);
-        self.leases
-            .iter()
-            .map(|(token, lease)| (*token, lease))
-            .filter(move |(token, lease)| slow(*token, lease))
+        self.leases.iter().filter(move |(token, lease)| slow(*token, lease))
     }
 
     /// How many backups could be leased now.
@@ -86,7 +82,7 @@ impl Batch {
         if self.records.decision.is_some() || !self.all_dealt(now) {
             return None;
         }
-        let first = self.leases.iter().filter_map(|(token, lease)| self.slow_at(*token, lease)).min();
+        let first = self.leases.iter().filter_map(|(token, lease)| self.slow_at(token, lease)).min();
         first.map(|at| at.max(self.no_backup_until))
     }
 
@@ -119,7 +115,7 @@ impl Batch {
         let Some(other) = self.records.ranges[&first].lease.as_ref().map(|lease| lease.token) else {
             return false;
         };
-        if let Some(lease) = self.leases.get_mut(&other) {
+        if let Some(lease) = self.leases.times(&other) {
             lease.out_since = now.at;
         }
         self.touch(first);
@@ -190,7 +186,7 @@ impl Batch {
                 if self.stopped.contains_key(token) {
                     continue;
                 }
-                self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(now.at));
+                self.workers.meet(worker, now.at);
                 let (worker, run) = (worker.clone(), range.run);
                 let known = self.stopping.entry(*token).or_insert(Stopping { worker, run, since: now.at });
                 known.run = known.run.to(run);

@@ -1,16 +1,18 @@
 //! After the decision: ranges are made final or removed, then the batch is closed, swept and folded.
 
 use super::lease::LiveLease;
+use super::queue::Queued;
 use super::{Batch, Waiting};
 use crate::Phase;
 use crate::event::{Attempt, Command, Grant, Report, ReportResult};
 use crate::ids::{Now, Token, WorkerKey};
 use crate::record::{Outcome, RangePhase, RangeRecord, State, Winner};
 use crate::runs::{Run, Runs};
+use std::sync::Arc;
 use std::time::Duration;
 use tranche_guards::Guard;
 
-/// How far down the queue a worker's own ranges are looked for.
+/// How far down the queue a range is looked for that suits a worker.
 const PREFER_WITHIN: usize = 256;
 
 /// The batch's own last lease: PUBLISH or SWEEP.
@@ -29,20 +31,29 @@ pub(super) enum Closing {
 impl Batch {
     /// Queues every range that the decision asks something of.
     pub(super) fn queue_finish(&mut self, outcome: Outcome, now: Now) {
-        self.finish = self
-            .records
-            .ranges
-            .iter()
-            .filter(|(_, range)| match outcome {
+        self.finish.clear();
+        for (first, range) in &self.records.ranges {
+            let asked = match outcome {
                 Outcome::Commit => range.phase == RangePhase::Staged && range.staged() > 0,
                 Outcome::Rollback => range.phase != RangePhase::RolledBack,
-            })
-            .map(|(first, _)| Waiting { first: *first, ready_at: now.at, attempt: 0 })
-            .collect();
+            };
+            if asked {
+                let waiting = Waiting { first: *first, ready_at: now.at, attempt: 0 };
+                self.finish.push_back(Queued { waiting, by: staged_by(range) });
+            }
+        }
+    }
+
+    /// With who staged it.
+    pub(super) fn queued(&self, waiting: Waiting) -> Queued {
+        Queued { waiting, by: self.records.ranges.get(&waiting.first).and_then(staged_by) }
     }
 
     /// Whether somebody may still be staging the range.
     fn staging(&self, first: u64) -> bool {
+        if self.leases.staging() == 0 && self.stopping.is_empty() {
+            return false;
+        }
         let range = &self.records.ranges[&first];
         range.leases().any(|lease| self.leases.contains_key(&lease.token))
             || self.stopping.values().any(|stopping| stopping.run.overlaps(range.run))
@@ -94,34 +105,20 @@ impl Batch {
     /// next.
     fn pick_finish(&mut self, worker: &WorkerKey, now: Now) -> Option<Waiting> {
         let committing = self.records.state.state == State::Committing;
-        let ready = |batch: &Self, waiting: &Waiting| {
-            waiting.ready_at <= now.at && (committing || batch.may_roll_back(waiting.first))
+        let ready = |waiting: &Waiting| {
+            waiting.ready_at <= now.at && (committing || self.may_roll_back(waiting.first))
         };
-        let staged_by = |batch: &Self, first: u64| -> Option<String> {
-            let range = &batch.records.ranges[&first];
-            range
-                .winners
-                .first()
-                .map(|winner| winner.worker.clone())
-                .or_else(|| range.lease.as_ref().map(|lease| lease.worker.id.to_string()))
+        let own = self.finish.of(&worker.id).take(PREFER_WITHIN).find(|(_, waiting)| ready(waiting));
+        let free = || self.finish.iter().filter(|(_, queued)| ready(&queued.waiting));
+        let orphan = |by: Option<&Arc<str>>| !by.is_some_and(|id| self.workers.is_here(id));
+        let others = || {
+            let mut near =
+                self.finish.iter().take(PREFER_WITHIN).filter(|(_, queued)| ready(&queued.waiting));
+            let orphan = near.find(|(_, queued)| orphan(queued.by.as_ref()));
+            orphan.or_else(|| free().next()).map(|(place, _)| place)
         };
-        let (mut orphan, mut any) = (None, None);
-        for (index, waiting) in self.finish.iter().enumerate().take(PREFER_WITHIN) {
-            if !ready(self, waiting) {
-                continue;
-            }
-            let by = staged_by(self, waiting.first);
-            if by.as_deref() == Some(&*worker.id) {
-                return self.finish.remove(index);
-            }
-            let here = by.is_some_and(|id| self.workers.iter().any(|(key, w)| *key.id == *id && !w.gone));
-            if orphan.is_none() && !here {
-                orphan = Some(index);
-            }
-            any = any.or(Some(index));
-        }
-        let index = orphan.or(any).or_else(|| self.finish.iter().position(|waiting| ready(self, waiting)))?;
-        self.finish.remove(index)
+        let place = own.map(|(place, _)| place).or_else(others)?;
+        self.finish.remove(place)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -171,7 +168,8 @@ impl Batch {
             // Retried for ever: the decision stands.
             self.message = format!("{phase:?} of {}-{} by {}: {}", first, lease.run.last, worker.id, error.0);
             let ready_at = now.at + self.settings.pause(lease.attempt);
-            self.finish.push_back(Waiting { first, ready_at, attempt: lease.attempt + 1 });
+            let queued = self.queued(Waiting { first, ready_at, attempt: lease.attempt + 1 });
+            self.finish.push_back(queued);
             self.acknowledge(worker, token, ReportResult::Durable);
             return;
         }
@@ -225,8 +223,7 @@ impl Batch {
     }
 
     fn finishing(&self) -> bool {
-        !self.finish.is_empty()
-            || self.leases.values().any(|lease| matches!(lease.phase, Phase::Commit | Phase::Rollback))
+        !self.finish.is_empty() || self.leases.finishing() > 0
     }
 
     fn close_with(&mut self, phase: Phase, now: Now) {
@@ -336,6 +333,11 @@ impl Batch {
             self.after.push(Command::Ended);
         }
     }
+}
+
+fn staged_by(range: &RangeRecord) -> Option<Arc<str>> {
+    let winner = range.winners.first().map(|winner| Arc::from(winner.worker.as_str()));
+    winner.or_else(|| range.lease.as_ref().map(|lease| lease.worker.id.clone()))
 }
 
 fn winners(range: &RangeRecord) -> Vec<Attempt> {

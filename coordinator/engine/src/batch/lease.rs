@@ -1,7 +1,6 @@
 //! Leases that are out: asked for, and reported about.
 
 use super::Batch;
-use super::workers::WorkerState;
 use crate::Phase;
 use crate::event::{Command, Report, ReportError, ReportResult};
 use crate::ids::{Now, Token, WorkerKey};
@@ -47,7 +46,7 @@ pub(super) struct LiveLease {
 
 impl Batch {
     pub(super) fn request(&mut self, worker: WorkerKey, now: Now) {
-        let state = self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(now.at));
+        let state = self.workers.meet(&worker, now.at);
         state.seen = state.seen.max(now.at);
         let granted = match self.records.state.state {
             // It was taken from the queue just before its life ended.
@@ -69,9 +68,10 @@ impl Batch {
 
     pub(super) fn report(&mut self, mut report: Report, now: Now) {
         let (worker, token, phase) = (report.worker.clone(), report.token, report.phase);
-        let lease = self.leases.get_key_value(&token).filter(|(_, lease)| lease.worker == worker);
+        let lease =
+            self.leases.get(&token).filter(|lease| lease.worker == worker).map(|lease| (token, lease));
         let lease = if Guard::TokenCheck.on() { lease } else { lease.or_else(|| self.lease_beside(token)) };
-        let Some((token, leased)) = lease.map(|(token, lease)| (*token, lease.phase)) else {
+        let Some((token, leased)) = lease.map(|(token, lease)| (token, lease.phase)) else {
             if self.of_a_later_owner(token) {
                 return;
             }
@@ -96,9 +96,10 @@ impl Batch {
     }
 
     /// For want of a check of the token: the lease of the range that this one was lost from.
-    fn lease_beside(&self, lost: Token) -> Option<(&Token, &LiveLease)> {
+    fn lease_beside(&self, lost: Token) -> Option<(Token, &LiveLease)> {
         let range = self.records.ranges.values().find(|range| range.losers.contains(&lost))?;
-        self.leases.get_key_value(&range.lease.as_ref()?.token)
+        let token = range.lease.as_ref()?.token;
+        Some((token, self.leases.get(&token)?))
     }
 
     /// A lease of whoever took the batch over from this owner, which doesn't know it yet. It may count there:

@@ -1,9 +1,13 @@
 //! One batch at its owner.
 
 mod backup;
+mod crew;
 mod decide;
 mod finish;
 mod lease;
+mod leases;
+mod looks;
+mod queue;
 mod retry;
 mod stage;
 mod workers;
@@ -17,12 +21,13 @@ use crate::record::{Decision, Records, State, StateRecord};
 use crate::runs::Run;
 use crate::spec::Spec;
 use backup::{Stopping, Typical};
+use crew::Crew;
 use finish::Closing;
-use lease::LiveLease;
+use leases::Leases;
+use queue::Queue;
 use retry::{PutBack, Retrying};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
-use workers::WorkerState;
 use write::{Dirty, WRITE_RECORDS};
 
 /// How long tasks of a batch that isn't sealed may wait for more, before a small lease is made of them.
@@ -85,12 +90,14 @@ pub struct Batch {
     dirty: Dirty,
     in_flight: bool,
 
-    leases: BTreeMap<Token, LiveLease>,
+    leases: Leases,
+    /// No lease's time is over before; it may be later, since workers are seen meanwhile.
+    none_expires_before: Duration,
     /// Leases of refused writes, which their workers never heard of. A write whose answer was lost may be
     /// applied after the records were read; no lease of it is out even then. Empty after the next write,
     /// which no older one can follow.
     unsent: BTreeSet<Token>,
-    workers: HashMap<WorkerKey, WorkerState>,
+    workers: Crew,
     /// Leases that were lost, and whose workers may not have stopped yet. The records name them, too.
     stopping: BTreeMap<Token, Stopping>,
     /// Those of them that are over, though a record names them yet, with their ranges.
@@ -101,7 +108,7 @@ pub struct Batch {
     /// Ranges to be leased for staging again.
     again: VecDeque<Waiting>,
     /// Ranges to be committed or rolled back.
-    finish: VecDeque<Waiting>,
+    finish: Queue,
     /// The batch's own last lease: PUBLISH, then SWEEP.
     closing: Closing,
     /// The normal end is done: what is left is the late sweep.
@@ -133,15 +140,16 @@ impl Batch {
             after: Vec::new(),
             dirty: Dirty::default(),
             in_flight: false,
-            leases: BTreeMap::new(),
+            leases: Leases::default(),
+            none_expires_before: Duration::ZERO,
             unsent: BTreeSet::new(),
-            workers: HashMap::new(),
+            workers: Crew::default(),
             stopping: BTreeMap::new(),
             stopped: BTreeMap::new(),
             typical: Typical::default(),
             no_backup_until: Duration::ZERO,
             again: VecDeque::new(),
-            finish: VecDeque::new(),
+            finish: Queue::default(),
             closing: Closing::Idle,
             late: false,
             retrying: None,
@@ -246,7 +254,7 @@ impl Batch {
     /// The leases that are out.
     pub fn leases(&self) -> impl Iterator<Item = LeaseView> + '_ {
         self.leases.iter().map(|(token, lease)| LeaseView {
-            token: *token,
+            token,
             worker: lease.worker.clone(),
             phase: lease.phase,
             run: lease.run,
@@ -258,9 +266,15 @@ impl Batch {
 
     /// Workers that hold leases, or may not have stopped one that was lost to another: to be asked whether
     /// they were seen.
-    pub fn holders(&self) -> BTreeSet<WorkerKey> {
+    pub fn holders(&self) -> HashSet<&WorkerKey> {
         let stopping = self.stopping.values().map(|stopping| &stopping.worker);
-        self.leases.values().map(|lease| &lease.worker).chain(stopping).cloned().collect()
+        self.leases.holders().chain(stopping).collect()
+    }
+
+    /// Whether the next [`Batch::step`] may find that somebody was silent for too long, as far as it knows:
+    /// only then it matters when the holders were seen.
+    pub fn asks_who_was_seen(&self, now: Now) -> bool {
+        self.none_expires_before <= now.at || !self.stopping.is_empty()
     }
 
     /// When [`Batch::step`] has something to do even if nothing happens. `None` while a write is in
@@ -271,8 +285,8 @@ impl Batch {
         }
         let mut wake: Option<Duration> = None;
         let mut at = |time: Duration| wake = Some(wake.map_or(time, |earliest: Duration| earliest.min(time)));
-        for lease in self.leases.values() {
-            at(self.expires_at(lease));
+        if !self.leases.is_empty() {
+            at(self.none_expires_before);
         }
         for stopping in self.stopping.values() {
             at(self.gives_up_at(stopping));
@@ -282,7 +296,7 @@ impl Batch {
         {
             at(slow);
         }
-        for waiting in self.again.iter().chain(&self.finish) {
+        for waiting in self.again.iter().chain(self.finish.iter().map(|(_, queued)| &queued.waiting)) {
             if waiting.ready_at > now.at {
                 at(waiting.ready_at);
             }
@@ -309,18 +323,17 @@ impl Batch {
     /// About how many leases could be granted now, beyond the requests that wait to be worked in; the shell
     /// takes as many requests from the queue.
     pub fn appetite(&self, now: Now) -> usize {
-        let ready = |queue: &VecDeque<Waiting>| {
-            queue.iter().filter(|w| w.ready_at <= now.at).take(WRITE_RECORDS).count()
-        };
+        let ready = |waiting: &Waiting| waiting.ready_at <= now.at;
+        let finish = || self.finish.iter().map(|(_, queued)| queued.waiting).filter(ready);
         let some = match self.records.state.state {
             State::Importing if self.records.decision.is_none() => {
-                ready(&self.again) + self.fresh_leases(now) + self.backups(now)
+                let again = self.again.iter().filter(|waiting| ready(waiting)).take(WRITE_RECORDS).count();
+                again + self.fresh_leases(now) + self.backups(now)
             }
             State::Importing | State::Held | State::Committed | State::RolledBack => 0,
-            State::Committing => ready(&self.finish),
+            State::Committing => finish().take(WRITE_RECORDS).count(),
             State::RollingBack => {
-                let free = |w: &&Waiting| w.ready_at <= now.at && self.may_roll_back(w.first);
-                self.finish.iter().filter(free).take(WRITE_RECORDS).count()
+                finish().filter(|w| self.may_roll_back(w.first)).take(WRITE_RECORDS).count()
             }
         };
         let closing = matches!(self.closing, Closing::Ready { ready_at, .. } if ready_at <= now.at);
@@ -373,3 +386,6 @@ impl Batch {
         self.after.push(Command::Answer { op, answer });
     }
 }
+
+#[cfg(test)]
+mod tests;

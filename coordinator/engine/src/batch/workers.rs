@@ -33,8 +33,9 @@ impl Batch {
         lease.granted_at.max(self.last_seen(&lease.worker)) + self.settings.lease_ttl
     }
 
-    fn leases_of(&self, mut which: impl FnMut(&Token, &LiveLease) -> bool) -> Vec<Token> {
-        self.leases.iter().filter(|(token, lease)| which(token, lease)).map(|(token, _)| *token).collect()
+    /// A worker's leases, of those that this is true of.
+    fn leases_of(&self, worker: &WorkerKey, which: impl Fn(&Token, &LiveLease) -> bool) -> Vec<Token> {
+        self.leases.of(worker).filter(|(token, lease)| which(token, lease)).map(|(token, _)| token).collect()
     }
 
     /// Leases that nobody renewed go back, as many as one write holds; the rest at the next step. The
@@ -42,7 +43,17 @@ impl Batch {
     /// nobody but the lease's end would find out that it was dropped.
     pub(super) fn expire(&mut self, now: Now) {
         self.give_up(now);
-        for token in self.leases_of(|_, lease| self.expires_at(lease) <= now.at) {
+        if now.at < self.none_expires_before {
+            return;
+        }
+        let (mut over, mut next) = (Vec::new(), now.at + self.settings.lease_ttl);
+        for (token, lease) in self.leases.iter() {
+            match self.expires_at(lease) {
+                at if at <= now.at => over.push(token),
+                at => next = next.min(at),
+            }
+        }
+        for token in over {
             if self.dirty.full() {
                 return;
             }
@@ -54,6 +65,7 @@ impl Batch {
             self.after.push(Command::Revoke { worker, token, reason });
             self.lose(token, now);
         }
+        self.none_expires_before = next;
     }
 
     /// A worker that staged is silent. It may be paused, and go on with it when the batch has long ended.
@@ -73,7 +85,7 @@ impl Batch {
             // It may have staged until now, and the sweep may have been before.
             self.sweep_late();
         }
-        for token in self.leases_of(|_, lease| lease.worker == *worker) {
+        for token in self.leases_of(worker, |_, _| true) {
             if self.dirty.full() {
                 return false;
             }
@@ -128,7 +140,10 @@ impl Batch {
                     self.again.push_front(waiting);
                 }
             }
-            Phase::Commit | Phase::Rollback => self.finish.push_front(waiting),
+            Phase::Commit | Phase::Rollback => {
+                let queued = self.queued(waiting);
+                self.finish.push_front(queued);
+            }
             phase @ (Phase::Publish | Phase::Sweep) => {
                 self.closing = super::Closing::Ready { phase, ready_at: now.at, attempt: lease.attempt };
             }
@@ -148,7 +163,7 @@ impl Batch {
         if self.records.decision.is_some() {
             self.forget_stopping(worker);
         }
-        for token in self.leases_of(|_, lease| lease.worker == *worker && lease.phase == Phase::Stage) {
+        for token in self.leases_of(worker, |_, lease| lease.phase == Phase::Stage) {
             if self.records.decision.is_some() {
                 self.leases.remove(&token);
                 self.after.push(Command::Freed { worker: worker.clone(), token });
@@ -161,30 +176,23 @@ impl Batch {
     /// False: there is more of it than one write holds.
     #[must_use]
     pub(super) fn attached(&mut self, worker: &WorkerKey, held: &[Token], at: Now, now: Now) -> bool {
-        let mut before: Vec<WorkerKey> = self
-            .workers
-            .keys()
-            .filter(|key| key.id == worker.id && key.incarnation != worker.incarnation)
-            .cloned()
-            .collect();
-        before.sort();
-        for older in before {
+        for older in self.workers.other_lives(worker) {
             if !self.gone(&older, now) {
                 return false;
             }
             self.workers.remove(&older);
         }
-        let state = self.workers.entry(worker.clone()).or_insert_with(|| WorkerState::new(at.at));
+        let state = self.workers.meet(worker, at.at);
         state.seen = state.seen.max(at.at);
         state.gone = false;
         // What was sent since isn't among those it named. After a decision only PhaseAck says that a worker
         // stopped staging: a lease that it dropped may still be running there.
         let decided = self.records.decision.is_some();
-        for token in self.leases_of(|token, lease| {
-            lease.worker == *worker
-                && !(decided && lease.phase == Phase::Stage)
-                && !held.contains(token)
-                && lease.sent_at.is_some_and(|sent_at| sent_at <= at.at)
+        let stays = |token: &Token, lease: &LiveLease| {
+            held.contains(token) || (decided && lease.phase == Phase::Stage)
+        };
+        for token in self.leases_of(worker, |token, lease| {
+            !stays(token, lease) && lease.sent_at.is_some_and(|sent_at| sent_at <= at.at)
         }) {
             if self.dirty.full() {
                 return false;
@@ -214,7 +222,7 @@ impl Batch {
     /// Workers that may still think of this batch.
     pub(super) fn participants(&self) -> Vec<WorkerKey> {
         let mut all: Vec<WorkerKey> =
-            self.workers.iter().filter(|(_, state)| !state.gone).map(|(key, _)| key.clone()).collect();
+            self.workers.iter().filter(|(_, state)| !state.gone).map(|(key, _)| key).collect();
         all.sort();
         all
     }
@@ -233,7 +241,7 @@ impl Batch {
             State::Committing | State::RollingBack => self.finish.is_empty(),
             State::Committed | State::RolledBack => false,
         };
-        if !handed_out || self.leases.values().any(|lease| lease.worker == *worker) {
+        if !handed_out || self.leases.holds_any(worker) {
             return;
         }
         if let Some(known) = self.workers.get_mut(worker)

@@ -2,7 +2,6 @@
 
 use super::lease::LiveLease;
 use super::retry::Retrying;
-use super::workers::WorkerState;
 use super::{Batch, Closing, Waiting};
 use crate::Phase;
 use crate::event::{Answer, Command, Event, OpId, Write};
@@ -57,6 +56,7 @@ impl Batch {
     pub(super) fn take_up(&mut self, now: Now) {
         let before = std::mem::take(&mut self.leases);
         let known = |token| before.get(&token);
+        self.none_expires_before = Duration::ZERO;
         self.again.clear();
         self.finish.clear();
         self.closing = Closing::Idle;
@@ -72,7 +72,7 @@ impl Batch {
                 }
             }
             for lease in range.leases() {
-                self.workers.entry(lease.worker.clone()).or_insert_with(|| WorkerState::new(now.at));
+                self.workers.meet(&lease.worker, now.at);
                 // Only a worker that never heard of a lease has no time at which it could.
                 let sent_at = known(lease.token).and_then(|lease| lease.sent_at).unwrap_or(Duration::ZERO);
                 let live = LiveLease {
@@ -124,7 +124,7 @@ impl Batch {
         for command in &self.after {
             match command {
                 Command::Grant(grant) => {
-                    if let Some(lease) = self.leases.get_mut(&grant.token) {
+                    if let Some(lease) = self.leases.times(&grant.token) {
                         lease.granted_at = now.at;
                         lease.sent_at = Some(now.at);
                         lease.out_since = now.at;
@@ -158,7 +158,7 @@ impl Batch {
         self.take_up(now);
         for command in after {
             match command {
-                Command::Grant(grant) => match self.leases.get_mut(&grant.token) {
+                Command::Grant(grant) => match self.leases.times(&grant.token) {
                     // It was decided meanwhile: nothing is begun any more.
                     Some(_) if self.records.decision.is_some() => {
                         self.leases.remove(&grant.token);
