@@ -23,8 +23,8 @@ use tranche_proto::{TaskList, v1};
 use uuid::Uuid;
 
 /// How many bytes of segments stay in memory, so that tasks which were just appended are leased without
-/// a read. 64 MiB: sixteen full segments, what a fast client is ahead of its workers (with 24 MiB, a million tasks of 100 bytes
-/// cost a coordinator half as much processor time again). It is most of the memory of one that is busy.
+/// a read. 64 MiB: sixteen full segments, far more than a fleet has open at once, and well below the
+/// memory that a coordinator may use.
 pub const CACHE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Object storage. A clone is one more handle on the same.
@@ -265,7 +265,7 @@ impl Segments {
         };
         let tasks = if let Some(pack) = self.pack.clone() {
             let write = move || {
-                let (aligned, tasks) = Aligned::concat(&lists)?;
+                let (aligned, tasks) = Aligned::concat(&lists);
                 drop(lists);
                 let sum = crc32c::crc32c(tasks.bytes());
                 pack.write(&aligned).map(|offset| (tasks, sum, offset))
@@ -289,10 +289,10 @@ impl Segments {
 }
 
 /// Joins the lists of a segment, as [`Segments::write`] does before it writes them.
-pub(crate) fn join(lists: &[TaskList]) -> std::io::Result<(TaskList, u32)> {
-    let (_, tasks) = Aligned::concat(lists)?;
+pub(crate) fn join(lists: &[TaskList]) -> (TaskList, u32) {
+    let (_, tasks) = Aligned::concat(lists);
     let sum = crc32c::crc32c(tasks.bytes());
-    Ok((tasks, sum))
+    (tasks, sum)
 }
 
 /// Everything of a batch is under this. Namespace and id are words of `a-z0-9-` ([`BatchKey::parse`]).

@@ -5,8 +5,7 @@
 //! nothing: they are in memory here anyway, for the leases that come next. A file system that can't do that is
 //! written to as usual.
 
-use bytes::Bytes;
-use memmap2::MmapMut;
+use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -130,21 +129,19 @@ pub(super) struct Aligned {
 
 impl Aligned {
     /// Joins lists: one copy of their bytes. The list that comes with it shares them.
-    ///
-    /// The memory is the system's own, in whole pages, and goes back to it when the segment is forgotten: the heap would keep
-    /// what is between buffers of this size.
-    pub(super) fn concat(lists: &[TaskList]) -> io::Result<(Self, TaskList)> {
+    pub(super) fn concat(lists: &[TaskList]) -> (Self, TaskList) {
         let len: usize = lists.iter().map(|list| list.bytes().len()).sum();
-        let mut buffer = MmapMut::map_anon(len.next_multiple_of(ALIGN))?;
-        let mut end = 0;
+        let padded = len.next_multiple_of(ALIGN);
+        let mut buffer = BytesMut::zeroed(padded + ALIGN);
+        let begin = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let mut at = begin;
         for list in lists {
-            let begin = end;
-            end += list.bytes().len();
-            buffer[begin..end].copy_from_slice(list.bytes());
+            buffer[at..at + list.bytes().len()].copy_from_slice(list.bytes());
+            at += list.bytes().len();
         }
-        let padded = Bytes::from_owner(buffer);
-        let tasks = TaskList::moved(lists, padded.slice(..len));
-        Ok((Self { padded }, tasks))
+        let buffer = buffer.freeze();
+        let tasks = TaskList::moved(lists, buffer.slice(begin..at));
+        (Self { padded: buffer.slice(begin..begin + padded) }, tasks)
     }
 }
 
@@ -165,7 +162,7 @@ mod tests {
         let mut end = 0;
         for sizes in [vec![1], vec![4089], vec![4090], vec![4091, 10, 10_000], vec![0]] {
             let lists: Vec<_> = sizes.into_iter().map(list).collect();
-            let (aligned, joined) = Aligned::concat(&lists).expect("memory");
+            let (aligned, joined) = Aligned::concat(&lists);
             assert_eq!(joined, TaskList::concat(&lists));
             assert_eq!(aligned.padded.as_ptr().align_offset(ALIGN), 0);
             assert_eq!(pack.write(&aligned).expect("written"), end);
@@ -189,9 +186,7 @@ mod tests {
         drop(pack);
         assert!(!path.exists());
         fs::write(&path, "another's").expect("written");
-        let error = Pack::new(path.clone())
-            .write(&Aligned::concat(&[list(1)]).expect("memory").0)
-            .expect_err("it is there");
+        let error = Pack::new(path.clone()).write(&Aligned::concat(&[list(1)]).0).expect_err("it is there");
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).expect("read"), b"another's");
     }
