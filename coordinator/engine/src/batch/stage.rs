@@ -280,14 +280,18 @@ impl Batch {
             return;
         }
         let (left, right) = split(range, max);
-        for half in [right, left] {
+        // Down to single tasks: one of them kills, and is not to be with the other at one worker, which would be taken for
+        // killing, too. The first is known by the time that the second is leased.
+        let apart = right.missing().count() == 1;
+        let later = if apart { now.at + self.settings.retry_pause } else { now.at };
+        for (half, ready_at) in [(right, later), (left, now.at)] {
             let (first, attempt) = (half.run.first, half.losses);
             if half.missing().is_empty() {
                 unreachable!("both halves of a split have tasks missing");
             }
             self.records.ranges.insert(first, half);
             self.touch(first);
-            self.again.push_front(Waiting { first, ready_at: now.at, attempt });
+            self.again.push_front(Waiting { first, ready_at, attempt });
         }
     }
 }

@@ -70,7 +70,14 @@ fn a_range_that_loses_its_workers_is_split_down_to_the_task_that_kills() {
     for life in 0.. {
         let key = tranche_engine::WorkerKey::new("a", format!("{life}"));
         desk.ask(&key);
-        let Some(grant) = grants(&desk.settle()).pop() else { break };
+        let mut granted = grants(&desk.settle());
+        if granted.is_empty() {
+            // The other one of two tasks, one of which kills, waits until the first is known.
+            desk.wait_seconds(1);
+            desk.ask(&key);
+            granted = grants(&desk.settle());
+        }
+        let Some(grant) = granted.pop() else { break };
         if grant.runs.contains(7) {
             killed += 1;
             desk.gone(&key);
