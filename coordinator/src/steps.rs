@@ -15,7 +15,8 @@ pub fn check(batch: &BatchKey, request: &v1::AppendTasksRequest) -> Result<u64, 
 
 /// Makes a segment of what gathered, with its checksum.
 pub fn segment(lists: &[TaskList]) -> (TaskList, u32) {
-    manifest::join(lists)
+    let (_, tasks, sum) = manifest::join(lists);
+    (tasks, sum)
 }
 
 /// Cuts the tasks of a lease into the frames of its grant.

@@ -164,14 +164,11 @@ impl TaskList {
         }
         let mut at = 0;
         while at < bytes.len() {
-            let begin = at;
-            let before = self.ends.len();
-            at = tasks_from(&bytes, at, &mut self.ends)?;
-            if at > begin {
-                // The usual: all tasks are one after the other, and nothing is copied.
-                let run = Self { bytes: bytes.slice(begin..at), ends: self.ends.split_off(before) };
-                let run = Self { ends: run.ends.iter().map(|end| end - begin as u32).collect(), ..run };
-                if before == 0 {
+            // The usual: all tasks are one after the other, and nothing is copied.
+            let run = Self::leading(bytes.slice(at..))?;
+            if !run.is_empty() {
+                at += run.bytes.len();
+                if self.is_empty() {
                     *self = run;
                 } else {
                     self.append(&run);
@@ -192,24 +189,24 @@ impl TaskList {
         Ok(())
     }
 
+    /// The tasks with which these bytes begin.
+    fn leading(bytes: Bytes) -> Result<Self, DecodeError> {
+        let (mut end, mut ends) = (0, Vec::new());
+        while bytes.get(end) == Some(&KEY) {
+            let mut rest = &bytes[end + 1..];
+            take(&mut rest)?;
+            end = bytes.len() - rest.len();
+            ends.push(end as u32);
+        }
+        Ok(Self { bytes: bytes.slice(..end), ends })
+    }
+
     /// Adds a task that is encoded already.
     pub(crate) fn push_encoded(&mut self, task: &[u8]) {
         let mut one = TaskListBuilder::default();
         one.field(task.len(), |bytes| bytes.put_slice(task));
         self.append(&one.finish());
     }
-}
-
-/// From `at` on: all tasks that follow one another. Returns where they end.
-fn tasks_from(bytes: &[u8], mut at: usize, ends: &mut Vec<u32>) -> Result<usize, DecodeError> {
-    while bytes.get(at) == Some(&KEY) {
-        let mut rest = &bytes[at + 1..];
-        let task = take(&mut rest)?;
-        at = bytes.len() - rest.len();
-        debug_assert!(task.len() <= at);
-        ends.push(at as u32);
-    }
-    Ok(at)
 }
 
 /// What a length and so many bytes hold.

@@ -265,9 +265,8 @@ impl Segments {
         };
         let tasks = if let Some(pack) = self.pack.clone() {
             let write = move || {
-                let (aligned, tasks) = Aligned::concat(&lists);
+                let (aligned, tasks, sum) = join(&lists);
                 drop(lists);
-                let sum = crc32c::crc32c(tasks.bytes());
                 pack.write(&aligned).map(|offset| (tasks, sum, offset))
             };
             let written = tokio::task::spawn_blocking(write).await;
@@ -288,11 +287,11 @@ impl Segments {
     }
 }
 
-/// Joins the lists of a segment, as [`Segments::write`] does before it writes them.
-pub(crate) fn join(lists: &[TaskList]) -> (TaskList, u32) {
-    let (_, tasks) = Aligned::concat(lists);
+/// Makes a segment of lists, with its checksum.
+pub(crate) fn join(lists: &[TaskList]) -> (Aligned, TaskList, u32) {
+    let (aligned, tasks) = Aligned::concat(lists);
     let sum = crc32c::crc32c(tasks.bytes());
-    (tasks, sum)
+    (aligned, tasks, sum)
 }
 
 /// Everything of a batch is under this. Namespace and id are words of `a-z0-9-` ([`BatchKey::parse`]).

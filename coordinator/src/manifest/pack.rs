@@ -122,7 +122,7 @@ fn create_new(path: &Path) -> io::Result<File> {
 }
 
 /// A segment's bytes in memory as a direct write wants them.
-pub(super) struct Aligned {
+pub(crate) struct Aligned {
     /// Begins and ends at a multiple of [`ALIGN`]; zeros behind the tasks.
     padded: Bytes,
 }

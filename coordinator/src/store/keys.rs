@@ -54,9 +54,12 @@ pub const LOCKS: &str = "locks/";
 /// Prefix of the decisions of all batches.
 pub const DECISIONS: &str = "decisions/";
 
+/// Prefix of the last deletions. They stay: there are few, however many batches there were.
+pub const DELETIONS: &str = "deletions/";
+
 /// Records of deletions that there are at most. Few enough to stay for ever, and so many that a create seldom meets
 /// the deletion of a batch that it has nothing to do with.
-const DELETIONS: u32 = 256;
+const DELETION_RECORDS: u32 = 256;
 
 /// A coordinator.
 pub fn coordinator(id: &str) -> String {
@@ -106,12 +109,13 @@ pub fn range(batch: &BatchKey, first: u64) -> String {
 pub fn request(namespace: &str, request_id: &str) -> String {
     format!("requests/{namespace}/{request_id}")
 }
+
 /// Changes with the deletion of this batch, of every other one that its request made, and of some that have nothing
 /// to do with it. `request_id` may be empty.
 pub fn deletion(batch: &BatchKey, request_id: &str) -> String {
     let name = if request_id.is_empty() { format!("{batch}") } else { request(&batch.namespace, request_id) };
     // All versions must come to the same: it never changes.
-    format!("deletions/{:02x}", crc32c::crc32c(name.as_bytes()) % DELETIONS)
+    format!("{DELETIONS}{:02x}", crc32c::crc32c(name.as_bytes()) % DELETION_RECORDS)
 }
 
 #[cfg(test)]
@@ -130,6 +134,6 @@ mod tests {
     #[test]
     fn batches_without_a_request_are_spread_over_all_deletions() {
         let names = (0..10_000).map(|n| deletion(&BatchKey::new("default", format!("{n:08x}")), ""));
-        assert_eq!(names.collect::<BTreeSet<_>>().len(), DELETIONS as usize);
+        assert_eq!(names.collect::<BTreeSet<_>>().len(), DELETION_RECORDS as usize);
     }
 }

@@ -166,8 +166,7 @@ impl Settled<'_> {
         let answer =
             client.kv_client().get(PREFIX, Some(options)).await.map_err(|error| error.to_string())?;
         let names = answer.kvs().iter().filter_map(|kv| kv.key_str().ok()?.strip_prefix(PREFIX));
-        // The last deletions stay: 256 records at most, however many batches there were.
-        let stays = |name: &str| name.starts_with(keys::COORDINATORS) || name.starts_with("deletions/");
+        let stays = |name: &str| name.starts_with(keys::COORDINATORS) || name.starts_with(keys::DELETIONS);
         let left: Vec<_> = names.filter(|name| !stays(name) && *name != "~end").collect();
         if left.is_empty() { Ok(()) } else { Err(format!("there are {left:?}")) }
     }
