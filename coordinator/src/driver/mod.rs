@@ -137,9 +137,8 @@ impl Driver {
             let step = self.batch.step(self.shared.now());
             self.act(step.commands);
         }
-        match result {
-            Ok(()) => tracing::debug!(batch.id = %self.key, ended = self.ended, "driver stopped"),
-            Err(error) => tracing::warn!(batch.id = %self.key, %error, "driver stopped"),
+        if let Err(error) = result {
+            tracing::warn!(batch.id = %self.key, %error, "driver can't go on");
         }
     }
 
@@ -439,9 +438,10 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// However it ends. Reports that are lost with it are sent again to the batch's next owner, when it says
-    /// that it is.
+    /// However it ends: also cut off with a write in flight. Reports that are lost with it are sent again to the
+    /// batch's next owner, when it says that it is.
     fn drop(&mut self) {
+        tracing::debug!(batch.id = %self.key, ended = self.ended, "driver stopped");
         self.shared.dispatch.unregister(&self.key, &self.handler, &self.wake);
     }
 }
