@@ -225,6 +225,8 @@ pub struct Grant {
     pub staged: u64,
     /// COMMIT: it is the last, the worker publishes after it.
     pub publish: bool,
+    /// STAGE: the task is suspected of killing its workers, and is to run with nothing beside it.
+    pub alone: bool,
 }
 
 /// What one attempt staged.

@@ -135,6 +135,7 @@ impl Driver {
             batch_create_time_ms: self.spec.create_time_ms,
             staged: grant.staged.cast_signed(),
             publish: grant.publish,
+            alone: grant.alone,
             backlog: 0,
         }
     }

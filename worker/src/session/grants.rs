@@ -58,6 +58,7 @@ impl Machine {
         let held = Held {
             batch: grant.batch.clone(),
             phase: grant.phase,
+            alone: grant.alone,
             link,
             alive: now,
             ttl: there.ttl,

@@ -113,6 +113,8 @@ pub(super) enum Stage {
 pub(super) struct Held {
     pub(super) batch: String,
     pub(super) phase: i32,
+    /// Nothing runs beside it.
+    pub(super) alone: bool,
     /// Whose it is.
     pub(super) link: LinkId,
     /// When it was last known to be ours: granted, or named in a frame that was acknowledged.

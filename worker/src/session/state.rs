@@ -307,16 +307,27 @@ impl Machine {
         if self.queue.len() > self.held.len() {
             self.queue.retain(|token| self.held.contains_key(token));
         }
-        let mut free = self.settings.slots.saturating_sub(self.slots_taken());
-        while free > 0 {
+        if self.held.values().any(|held| held.alone && held.takes_slot()) {
+            return;
+        }
+        let mut taken = self.slots_taken();
+        while taken < self.settings.slots {
             let Some(token) = self.queue.pop_front() else { return };
             let Some(held) = self.held.get_mut(&token) else { continue };
             if let Stage::Waiting(_) = held.stage {
+                let alone = held.alone;
+                if alone && taken > 0 {
+                    // It is the next, whatever comes meanwhile.
+                    return self.queue.push_front(token);
+                }
                 let running = Stage::Running { since: now };
                 if let Stage::Waiting(job) = std::mem::replace(&mut held.stage, running) {
                     held.removal = Removal::of(&job).map(Box::new);
                     self.commands.push(Command::Run(job));
-                    free -= 1;
+                    taken += 1;
+                }
+                if alone {
+                    return;
                 }
             }
         }

@@ -10,8 +10,8 @@ use crate::record;
 use crate::runs::Run;
 use std::time::Duration;
 
-/// How long no backup is offered after a request that only the stragglers' own worker made. It queues up
-/// again behind the others, which get as long to ask.
+/// How long nothing is offered that the worker which asked may not have: a backup to the straggler's own worker, a
+/// range on trial to one that holds others. It queues up again behind the others, which get as long to ask.
 const MISS_PAUSE: Duration = Duration::from_millis(250);
 
 /// How many times as long as a typical lease one must be out to be a straggler.
@@ -48,7 +48,7 @@ pub(super) struct Stopping {
 impl Batch {
     /// Nothing but backups can be leased for staging now.
     pub(super) fn all_dealt(&self, now: Now) -> bool {
-        self.available() == 0 && !self.again.iter().any(|waiting| waiting.ready_at <= now.at)
+        self.available() == 0 && self.ready_again(now).next().is_none()
     }
 
     /// When a staging lease that is out may get a backup; `None`: it has one, or isn't sent yet.
@@ -69,9 +69,14 @@ impl Batch {
         self.leases.iter().filter(move |(token, lease)| slow(*token, lease))
     }
 
+    /// Whether nobody asked just now for whom nothing could be found of what waits.
+    pub(super) fn none_missed(&self, now: Now) -> bool {
+        self.missed_until <= now.at
+    }
+
     /// How many backups could be leased now.
     pub(super) fn backups(&self, now: Now) -> usize {
-        if self.no_backup_until > now.at || !self.all_dealt(now) {
+        if !self.none_missed(now) || !self.all_dealt(now) {
             return 0;
         }
         self.stragglers(now).take(WRITE_RECORDS).count()
@@ -83,13 +88,16 @@ impl Batch {
             return None;
         }
         let first = self.leases.iter().filter_map(|(token, lease)| self.slow_at(token, lease)).min();
-        first.map(|at| at.max(self.no_backup_until))
+        first.map(|at| at.max(self.missed_until))
     }
 
     /// Leases the tasks of the slowest range a second time. False: there is none that this worker could
     /// help with.
     pub(super) fn grant_backup(&mut self, worker: &WorkerKey, now: Now) -> bool {
-        let others = self.stragglers(now).filter(|(_, lease)| lease.worker.id != worker.id);
+        let idle = !self.leases.holds_any(worker);
+        let may =
+            |lease: &LiveLease| lease.worker.id != worker.id && (idle || !self.on_trial(lease.run.first));
+        let others = self.stragglers(now).filter(|(_, lease)| may(lease));
         let slowest = others.min_by_key(|(token, lease)| (lease.out_since, *token));
         let Some((_, LiveLease { run, attempt, .. })) = slowest else { return false };
         let (first, attempt) = (run.first, *attempt);
@@ -99,12 +107,13 @@ impl Batch {
     }
 
     /// Nothing was found for a request. One of the stragglers' own worker makes room for others: they may
-    /// help.
+    /// help. So does one that holds leases, when a range waits for a worker without any.
     pub(super) fn nothing_for(&mut self, worker: WorkerKey, now: Now) {
         let undecided = self.records.decision.is_none();
-        let missed = undecided && self.all_dealt(now) && self.stragglers(now).next().is_some();
+        let straggles = || self.all_dealt(now) && self.stragglers(now).next().is_some();
+        let missed = undecided && (self.trial_waits(now) || straggles());
         if missed {
-            self.no_backup_until = now.at + MISS_PAUSE;
+            self.missed_until = now.at + MISS_PAUSE;
         }
         self.out.push(Command::Return { worker, keep: !missed });
     }

@@ -156,6 +156,7 @@ impl Batch {
             attempt,
             staged: self.records.state.staged,
             publish,
+            alone: false,
         }));
     }
 

@@ -103,8 +103,8 @@ pub struct Batch {
     /// Those of them that are over, though a record names them yet, with their ranges.
     stopped: BTreeMap<Token, Run>,
     typical: Typical,
-    /// Until when no backup is offered.
-    no_backup_until: Duration,
+    /// Until when nothing is offered that the last worker to ask could not have.
+    missed_until: Duration,
     /// Ranges to be leased for staging again.
     again: VecDeque<Waiting>,
     /// Ranges to be committed or rolled back.
@@ -147,7 +147,7 @@ impl Batch {
             stopping: BTreeMap::new(),
             stopped: BTreeMap::new(),
             typical: Typical::default(),
-            no_backup_until: Duration::ZERO,
+            missed_until: Duration::ZERO,
             again: VecDeque::new(),
             finish: Queue::default(),
             closing: Closing::Idle,
@@ -296,6 +296,9 @@ impl Batch {
         {
             at(slow);
         }
+        if !self.none_missed(now) && self.trial_waits(now) {
+            at(self.missed_until);
+        }
         for waiting in self.again.iter().chain(self.finish.iter().map(|(_, queued)| &queued.waiting)) {
             if waiting.ready_at > now.at {
                 at(waiting.ready_at);
@@ -327,8 +330,7 @@ impl Batch {
         let finish = || self.finish.iter().map(|(_, queued)| queued.waiting).filter(ready);
         let some = match self.records.state.state {
             State::Importing if self.records.decision.is_none() => {
-                let again = self.again.iter().filter(|waiting| ready(waiting)).take(WRITE_RECORDS).count();
-                again + self.fresh_leases(now) + self.backups(now)
+                self.offered_again(now) + self.fresh_leases(now) + self.backups(now)
             }
             State::Importing | State::Held | State::Committed | State::RolledBack => 0,
             State::Committing => finish().take(WRITE_RECORDS).count(),

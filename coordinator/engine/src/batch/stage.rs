@@ -1,7 +1,7 @@
 //! Dealing out the sequence, and what comes back: everything before the decision.
 
 use super::lease::LiveLease;
-use super::write::RECORD_BYTES;
+use super::write::{RECORD_BYTES, WRITE_RECORDS};
 use super::{Batch, LINGER, Waiting};
 use crate::Phase;
 use crate::event::{Answer, Command, Grant, OpId, Refusal, Report, ReportResult};
@@ -67,7 +67,9 @@ impl Batch {
     /// Leases the next tasks to the worker: first what came back, then what follows the cut-off. When
     /// nothing is left, it may help with what takes long.
     pub(super) fn grant_stage(&mut self, worker: &WorkerKey, now: Now) -> bool {
-        if let Some(index) = self.again.iter().position(|waiting| waiting.ready_at <= now.at) {
+        let idle = !self.leases.holds_any(worker);
+        let fits = |waiting: &Waiting| waiting.ready_at <= now.at && (idle || !self.on_trial(waiting.first));
+        if let Some(index) = self.again.iter().position(fits) {
             let waiting = self.again.remove(index).expect("found above");
             let runs = self.records.ranges[&waiting.first].missing();
             self.lease_range(worker, waiting.first, runs, waiting.attempt, now);
@@ -93,9 +95,33 @@ impl Batch {
         true
     }
 
+    /// Whether the next loss makes a task fail. What kills must not be taken for its neighbour: such a range is
+    /// leased to a worker that holds nothing else of the batch, and which stages it with nothing beside it.
+    pub(super) fn on_trial(&self, first: u64) -> bool {
+        let range = &self.records.ranges[&first];
+        range.losses > 0 && range.losses + 1 >= self.spec.max_attempts && range.missing().count() == 1
+    }
+
+    /// Ranges that could be leased again now.
+    pub(super) fn ready_again(&self, now: Now) -> impl Iterator<Item = &Waiting> {
+        self.again.iter().filter(move |waiting| waiting.ready_at <= now.at)
+    }
+
+    /// Those of them that are offered: not one on trial, for a moment after a worker asked that holds others.
+    pub(super) fn offered_again(&self, now: Now) -> usize {
+        let offered = |waiting: &&Waiting| self.none_missed(now) || !self.on_trial(waiting.first);
+        self.ready_again(now).filter(offered).take(WRITE_RECORDS).count()
+    }
+
+    /// Whether a range waits that only a worker without another lease gets.
+    pub(super) fn trial_waits(&self, now: Now) -> bool {
+        self.ready_again(now).any(|waiting| self.on_trial(waiting.first))
+    }
+
     /// A lease of a range that is leased already is the backup of that.
     pub(super) fn lease_range(&mut self, worker: &WorkerKey, first: u64, runs: Runs, attempt: u32, now: Now) {
         let token = self.next_token();
+        let alone = self.on_trial(first);
         self.dirty.cutoff = true;
         let range = self.records.ranges.get_mut(&first).expect("a range that is leased is there");
         range.phase = RangePhase::Leased;
@@ -127,6 +153,7 @@ impl Batch {
             attempt,
             staged: 0,
             publish: false,
+            alone,
         }));
     }
 
@@ -280,18 +307,14 @@ impl Batch {
             return;
         }
         let (left, right) = split(range, max);
-        // Down to single tasks: one of them kills, and is not to be with the other at one worker, which would be taken for
-        // killing, too. The first is known by the time that the second is leased.
-        let apart = right.missing().count() == 1;
-        let later = if apart { now.at + self.settings.retry_pause } else { now.at };
-        for (half, ready_at) in [(right, later), (left, now.at)] {
+        for half in [right, left] {
             let (first, attempt) = (half.run.first, half.losses);
             if half.missing().is_empty() {
                 unreachable!("both halves of a split have tasks missing");
             }
             self.records.ranges.insert(first, half);
             self.touch(first);
-            self.again.push_front(Waiting { first, ready_at, attempt });
+            self.again.push_front(Waiting { first, ready_at: now.at, attempt });
         }
     }
 }
@@ -329,7 +352,8 @@ fn split(range: &RangeRecord, max_attempts: u32) -> (RangeRecord, RangeRecord) {
             .map(|failure| InlineFailure { runs: failure.runs.within(run), ..failure.clone() })
             .filter(|failure| !failure.runs.is_empty())
             .collect(),
-        losses: max_attempts - 1,
+        // One at least: it is known to have lost a worker.
+        losses: (max_attempts - 1).max(1),
         errors: 0,
     };
     (half(Run::new(range.run.first, middle)), half(Run::new(middle + 1, range.run.last)))

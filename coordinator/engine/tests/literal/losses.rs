@@ -70,14 +70,7 @@ fn a_range_that_loses_its_workers_is_split_down_to_the_task_that_kills() {
     for life in 0.. {
         let key = tranche_engine::WorkerKey::new("a", format!("{life}"));
         desk.ask(&key);
-        let mut granted = grants(&desk.settle());
-        if granted.is_empty() {
-            // The other one of two tasks, one of which kills, waits until the first is known.
-            desk.wait_seconds(1);
-            desk.ask(&key);
-            granted = grants(&desk.settle());
-        }
-        let Some(grant) = granted.pop() else { break };
+        let Some(grant) = grants(&desk.settle()).pop() else { break };
         if grant.runs.contains(7) {
             killed += 1;
             desk.gone(&key);
@@ -98,6 +91,73 @@ fn a_range_that_loses_its_workers_is_split_down_to_the_task_that_kills() {
     assert!(guilty[0].inline_failures[0].message.contains("the last was a"));
     // Three lost workers for the range of ten, then one for each half: 6-10, 6-7, 7.
     assert_eq!(killed, 3 + 3);
+}
+
+/// A batch of two tasks whose range lost all the workers but one that it may.
+fn suspects() -> (Desk, tranche_engine::WorkerKey) {
+    let mut desk = Desk::of_with(Spec { max_attempts: 2, ..spec() }, 2);
+    for life in ["1", "2"] {
+        let killed = tranche_engine::WorkerKey::new("a", life);
+        assert_eq!(desk.lease(&killed).run, run(1, 2));
+        desk.gone(&killed);
+        desk.settle();
+    }
+    (desk, tranche_engine::WorkerKey::new("a", "3"))
+}
+
+#[test]
+fn two_tasks_one_of_which_kills_are_never_at_one_worker_together() {
+    let (mut desk, a) = suspects();
+    desk.ask(&a);
+    desk.ask(&a);
+    let commands = desk.settle();
+    let granted = grants(&commands);
+    assert_eq!(granted.iter().map(|grant| (grant.run, grant.alone)).collect::<Vec<_>>(), [(run(1, 1), true)]);
+    assert!(commands.contains(&Command::Return { worker: a.clone(), keep: false }), "{commands:?}");
+    // It isn't asked at once again, and everybody else may have the other one.
+    assert_eq!(desk.batch.appetite(desk.now()), 0);
+    let b = worker("b");
+    let other = desk.lease(&b);
+    assert_eq!((other.run, other.alone), (run(2, 2), true));
+    desk.gone(&a);
+    desk.report(done(&other));
+    desk.settle();
+    let state = &desk.store.records.state;
+    assert_eq!((state.state, state.staged, state.failed), (State::Committing, 1, 1));
+}
+
+#[test]
+fn the_second_of_two_suspects_waits_for_the_only_worker_to_be_done_with_the_first() {
+    let (mut desk, a) = suspects();
+    let first = desk.lease(&a);
+    desk.ask(&a);
+    assert_eq!(desk.settle(), [Command::Return { worker: a.clone(), keep: false }]);
+    assert_eq!(desk.batch.appetite(desk.now()), 0);
+    let again_at = desk.batch.wake_at(desk.now()).expect("it is offered again");
+    desk.wait(again_at.saturating_sub(desk.at));
+    assert_eq!(desk.batch.appetite(desk.now()), 1);
+    desk.report(done(&first));
+    desk.settle();
+    assert_eq!(desk.lease(&a).run, run(2, 2));
+}
+
+#[test]
+fn a_worker_that_holds_a_suspect_is_given_other_tasks_meanwhile() {
+    let mut desk = Desk::with(Spec { max_attempts: 1, ..spec() });
+    desk.append(1, 2);
+    desk.settle();
+    desk.wait_seconds(1);
+    let (a, b) = (worker("a"), worker("b"));
+    assert_eq!(desk.lease(&a).run, run(1, 2));
+    desk.gone(&a);
+    desk.append(3, 12);
+    desk.seal();
+    desk.settle();
+    assert_eq!(desk.lease(&b).run, run(1, 1));
+    let other = desk.lease(&b);
+    assert_eq!((other.run.first, other.alone), (3, false));
+    let c = worker("c");
+    assert_eq!(desk.lease(&c).run, run(2, 2));
 }
 
 #[test]

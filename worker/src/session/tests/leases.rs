@@ -25,6 +25,34 @@ fn slots_run_and_the_rest_waits() {
 }
 
 #[test]
+fn what_may_kill_runs_alone() {
+    let mut sim = Sim::attached(3);
+    sim.grant(1, v1::Phase::Stage);
+    sim.grant(2, v1::Phase::Stage);
+    sim.frame(0, In::Grant(v1::Grant { alone: true, ..grant(3, v1::Phase::Stage) }));
+    sim.grant(4, v1::Phase::Stage);
+    assert_eq!(sim.running(), [1, 2], "a slot is free, and stays so");
+    sim.finish(1);
+    assert_eq!(sim.running(), [1, 2]);
+    sim.finish(2);
+    assert_eq!(sim.running(), [1, 2, 3], "it is alone");
+    sim.finish(3);
+    assert_eq!(sim.running(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn nothing_starts_beside_what_may_kill_while_it_stops() {
+    let mut sim = Sim::attached(2);
+    sim.frame(0, In::Grant(v1::Grant { alone: true, ..grant(1, v1::Phase::Stage) }));
+    sim.grant(2, v1::Phase::Stage);
+    sim.revoke(0, 1);
+    assert_eq!((sim.running(), &sim.cancelled[..]), (vec![1], &[1][..]));
+    sim.finish(1);
+    sim.removed(1);
+    assert_eq!(sim.running(), [1, 2]);
+}
+
+#[test]
 fn a_grant_in_parts_starts_with_its_last_part() {
     let mut sim = Sim::attached(1);
     let mut first = grant(1, v1::Phase::Stage);
