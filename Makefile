@@ -1,5 +1,5 @@
 # `make verify` reads, `make fix` writes. Both stop at the first failure.
-.PHONY: help verify lint test fix pictures clean-tools
+.PHONY: help verify lint test test-helm fix pictures clean-tools
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -12,6 +12,10 @@ lint: ## Only format and clippy
 
 test: ## Only build and tests
 	@bash tools/verify test
+
+test-helm: ## Only the chart: lint, schemas of Kubernetes, rules, a release run as processes
+	@bash tools/fetch etcd helm kubernetes
+	@python3 -B helm/tests
 
 fix: ## Formats, and applies what clippy can mend by itself
 	cargo fmt --all

@@ -1,0 +1,281 @@
+"""A rendered release, run by the real programs without Kubernetes: its commands, arguments, settings and files.
+
+Only what a cluster gives is put in its place: addresses of services, and paths of mounts. So a setting that the
+programs don't know, or a value that they refuse, fails here."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+
+from chart import ROOT, Case, env, find, render, values_of
+
+BIN = pathlib.Path(os.environ.get("TRANCHE_BIN", ROOT / "target" / "debug"))
+ETCD = os.environ.get("TRANCHE_ETCD", str(ROOT / ".tools" / "bin" / "etcd"))
+WRONG_CONFIG = 2
+# Far more than is needed: what takes as long is stuck.
+DEADLINE = 60
+
+
+class Process:
+    """A process whose output is read, so that it never waits for its reader."""
+
+    def __init__(self, command, settings):
+        self.lines = []
+        self.command = command
+        self.process = subprocess.Popen(
+            command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.news = threading.Condition()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.news:
+                self.lines.append(line)
+                self.news.notify_all()
+        with self.news:
+            self.lines.append(None)
+            self.news.notify_all()
+
+    def wait_for(self, pattern):
+        """The first group of the first line that matches."""
+        end = time.monotonic() + DEADLINE
+        seen = 0
+        with self.news:
+            while True:
+                for line in self.lines[seen:]:
+                    seen += 1
+                    if line is None:
+                        raise AssertionError(f"{self.command} ended:\n{self.output()}")
+                    found = re.search(pattern, line)
+                    if found:
+                        return found.group(1)
+                if not self.news.wait(end - time.monotonic()):
+                    raise AssertionError(f"{self.command} didn't say {pattern}:\n{self.output()}")
+
+    def output(self):
+        return "".join(line for line in self.lines if line)
+
+    def end(self):
+        """Asks it to end; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self.reader.join()
+        self.process.stdout.close()
+        return code
+
+
+def run(command, settings):
+    """Runs it to its end: exit code and output."""
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+class Release:
+    """A rendered release as commands and environments of this machine."""
+
+    def __init__(self, values, folder):
+        self.objects = render(values)
+        self.folder = pathlib.Path(folder)
+
+    def place(self, path):
+        """A path of a container, on this machine."""
+        return str(self.folder / path.lstrip("/"))
+
+    def pod(self, kind, name):
+        """(command, environment) of the only container, as the kubelet makes them."""
+        each = find(self.objects, kind, name)
+        spec = each["spec"] if kind == "Pod" else each["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        settings = {}
+        for key, value in env(container).items():
+            if isinstance(value, dict):
+                assert value == {"fieldRef": {"fieldPath": "metadata.name"}}, value
+                value = f"{name}-0"
+            # The kubelet puts earlier variables into later ones.
+            settings[key] = re.sub(r"\$\((\w+)\)", lambda match: settings[match.group(1)], value)
+        paths = {}
+        for mount in container["volumeMounts"]:
+            paths[mount["mountPath"]] = self.place(mount["mountPath"])
+            os.makedirs(paths[mount["mountPath"]], exist_ok=True)
+            for volume in spec.get("volumes", []):
+                if volume["name"] == mount["name"] and "configMap" in volume:
+                    self.files(volume["configMap"]["name"], paths[mount["mountPath"]])
+        for at, here in paths.items():
+            settings = {key: value.replace(at, here) for key, value in settings.items()}
+        command = container["command"] + container.get("args", [])
+        command = [self.moved(word, paths) for word in command]
+        command[0] = str(BIN / pathlib.Path(command[0]).name)
+        return command, settings
+
+    @staticmethod
+    def moved(word, paths):
+        for at, here in paths.items():
+            word = word.replace(f"={at}", f"={here}")
+        return word
+
+    def files(self, name, folder):
+        for key, text in find(self.objects, "ConfigMap", name)["data"].items():
+            (pathlib.Path(folder) / key).write_text(text)
+
+
+class Processes(Case):
+    def setUp(self):
+        # Elsewhere these tests are of no use, and say so: `make verify` builds the programs first.
+        self.assertTrue((BIN / "tranche-coordinator").is_file(), f"no programs in {BIN}: build them, or set TRANCHE_BIN")
+        self.folder = tempfile.mkdtemp(prefix="tranche-chart-")
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def start(self, command, settings):
+        process = Process(command, settings)
+        self.addCleanup(process.end)
+        return process
+
+    def test_the_trial_imports_the_batch_of_helm_test(self):
+        values = values_of("trial")
+        release = Release(values, self.folder)
+
+        command, settings = release.pod("StatefulSet", "t-tranche-etcd")
+        command[0] = ETCD
+        for place, word in enumerate(command):
+            # A free port of this machine for those of the pod.
+            command[place] = re.sub(r"^(--listen-.*=http://)[0-9.]+:[0-9]+$", r"\g<1>127.0.0.1:0", word)
+        etcd = self.start(command, settings)
+        address = etcd.wait_for(r'"serving client traffic insecurely.*"address":"([0-9.]+:[0-9]+)"')
+
+        command, settings = release.pod("StatefulSet", "t-tranche")
+        self.assertEqual("http://t-tranche-0.t-tranche-peers.media.svc.cluster.local:7070", settings["TRANCHE_COORDINATOR_ADVERTISE"])
+        self.assertEqual("etcd:http://t-tranche-etcd.media.svc.cluster.local:2379", settings["TRANCHE_COORDINATOR_STORE"])
+        settings["TRANCHE_COORDINATOR_STORE"] = f"etcd:http://{address}"
+        settings["TRANCHE_COORDINATOR_LISTEN"] = "127.0.0.1:0"
+        # Only the address is told then; a name would have to be resolved.
+        del settings["TRANCHE_COORDINATOR_ADVERTISE"]
+        coordinator = self.start(command, settings)
+        url = f"http://{coordinator.wait_for(r'^listening on ([0-9.]+:[0-9]+)')}"
+
+        command, settings = release.pod("Deployment", "t-tranche-worker-trial")
+        self.assertEqual("http://t-tranche.media.svc.cluster.local:7070", settings["TRANCHE_WORKER_COORDINATOR"])
+        settings["TRANCHE_WORKER_COORDINATOR"] = url
+        worker = self.start(command, settings)
+        worker.wait_for(r"^(attached)")
+
+        command, settings = release.pod("Pod", "t-tranche-test")
+        self.assertEqual("http://t-tranche.media.svc.cluster.local:7070", settings["TRANCHE_COORDINATOR"])
+        settings["TRANCHE_COORDINATOR"] = url
+        code, output = run(command, settings)
+        self.assertEqual(0, code, output)
+        self.assertIn("COMMITTED", output)
+
+        # The pool is a label of the worker, and the pod's name is its id.
+        code, output = run([str(BIN / "tranche"), "--output", "json", "workers"], {"TRANCHE_COORDINATOR": url})
+        self.assertEqual(0, code, output)
+        self.assertIn('"pool":"trial"', output.replace(" ", ""))
+        self.assertIn("t-tranche-worker-trial-0", output)
+
+        self.assertEqual(0, worker.end())
+        self.assertEqual(0, coordinator.end(), coordinator.output())
+
+    def test_a_batch_that_nobody_imports_fails_the_test_by_its_deadline(self):
+        values = values_of("trial")
+        values["tests"] = {"deadlineSeconds": 5}
+        release = Release(values, self.folder)
+        settings = {"TRANCHE_COORDINATOR_LISTEN": "127.0.0.1:0", "TRANCHE_COORDINATOR_STORE": f"embedded:{self.folder}/s"}
+        coordinator = self.start([str(BIN / "tranche-coordinator")], settings)
+        url = f"http://{coordinator.wait_for(r'^listening on ([0-9.]+:[0-9]+)')}"
+        command, settings = release.pod("Pod", "t-tranche-test")
+        settings["TRANCHE_COORDINATOR"] = url
+        code, output = run(command, settings)
+        self.assertEqual(3, code, output)
+
+    def test_the_coordinator_knows_every_setting_of_the_schema(self):
+        """All of them at once, with the store away: a wrong one ends with another exit code."""
+        values = values_of("trial")
+        values["coordinator"]["config"] = {
+            "lease_ttl": "15s",
+            "heartbeat_interval": "3s",
+            "session_ttl": "6s",
+            "request_timeout": "1m",
+            "retry_pause": "500ms",
+            "backup_after": "1m30s",
+            "late_sweep_after": "1h",
+            "handlers": ["object", "noop"],
+            "max_concurrent_requests": 1000000,
+            "max_watchers": 100000,
+            "max_append_streams": 10000,
+            "max_append_inflight_bytes": 1073741824,
+            "log": "info,tranche_coordinator=debug",
+            "log_format": "json",
+        }
+        from values_test import SCHEMA
+
+        known = SCHEMA["properties"]["coordinator"]["properties"]["config"]["properties"]
+        self.assertEqual(set(known), set(values["coordinator"]["config"]), "name every setting here")
+        command, settings = self.away(values)
+        code, output = run(command, settings)
+        self.assertEqual(1, code, output)
+        self.assertIn("start_timeout", output)
+        for name, value in {"LEASE_TLL": "10s", "MAX_WATCHERS": "0"}.items():
+            code, output = run(command, settings | {f"TRANCHE_COORDINATOR_{name}": value})
+            self.assertEqual(WRONG_CONFIG, code, output)
+
+    def test_variables_of_a_service_would_stop_a_coordinator(self):
+        """Why the pods have enableServiceLinks: false."""
+        command, settings = self.away(values_of("trial"))
+        code, output = run(command, settings | {"TRANCHE_COORDINATOR_PORT": "tcp://10.0.0.1:7070"})
+        self.assertEqual(WRONG_CONFIG, code, output)
+        self.assertIn("TRANCHE_COORDINATOR_PORT", output)
+
+    def away(self, values):
+        """The coordinator, with a store that nobody listens on."""
+        command, settings = Release(values, self.folder).pod("StatefulSet", "t-tranche")
+        with socket.socket() as taken:
+            # Bound but not listening: nobody else gets it while we ask.
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        settings["TRANCHE_COORDINATOR_STORE"] = f"etcd:http://127.0.0.1:{port}"
+        settings["TRANCHE_COORDINATOR_LISTEN"] = "127.0.0.1:0"
+        settings["TRANCHE_COORDINATOR_START_TIMEOUT"] = "100ms"
+        settings["TRANCHE_COORDINATOR_CALL_TIMEOUT"] = "100ms"
+        return command, settings
+
+    def test_a_worker_takes_every_setting_of_a_pool(self):
+        values = values_of("trial")
+        values["workerPools"]["trial"] |= {
+            "handlers": ["noop", "object"],
+            "slots": 3,
+            "prefetch": 0,
+            "windowBytes": 8388608,
+            "drainSeconds": 0,
+            "labels": {"site": 'a "quoted" one', "pool": "not this"},
+            "log": "debug",
+            "logFormat": "json",
+            "allowRoots": ["/mnt/a", "/mnt/b"],
+            "volumes": [{"name": "mnt", "emptyDir": {}}],
+            "volumeMounts": [{"name": "mnt", "mountPath": "/mnt"}],
+        }
+        coordinator = self.start(
+            [str(BIN / "tranche-coordinator")],
+            {"TRANCHE_COORDINATOR_LISTEN": "127.0.0.1:0", "TRANCHE_COORDINATOR_STORE": f"embedded:{self.folder}/store"},
+        )
+        url = f"http://{coordinator.wait_for(r'^listening on ([0-9.]+:[0-9]+)')}"
+        command, settings = Release(values, self.folder).pod("Deployment", "t-tranche-worker-trial")
+        worker = self.start(command, settings | {"TRANCHE_WORKER_COORDINATOR": url})
+        worker.wait_for(r"^(attached)")
+        code, output = run([str(BIN / "tranche"), "--output", "json", "workers"], {"TRANCHE_COORDINATOR": url})
+        self.assertEqual(0, code, output)
+        for text in ('a \\"quoted\\" one', '"trial"'):
+            self.assertIn(text, output)
+        self.assertNotIn("not this", output)
