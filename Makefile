@@ -1,5 +1,5 @@
 # `make verify` reads, `make fix` writes. Both stop at the first failure.
-.PHONY: help verify lint test test-helm fix pictures clean-tools
+.PHONY: help verify lint test test-helm test-k8s fix pictures clean-tools
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,10 @@ test: ## Only build and tests
 test-helm: ## Only the chart: lint, schemas of Kubernetes, rules, a release run as processes
 	@bash tools/fetch etcd helm kubernetes
 	@python3 -B helm/tests
+
+test-k8s: ## The chart in a real API server with controllers; builds them once (ten minutes)
+	@bash tools/fetch etcd helm kubernetes apiserver
+	@python3 -B helm/tests cluster
 
 fix: ## Formats, and applies what clippy can mend by itself
 	cargo fmt --all
