@@ -1,5 +1,5 @@
 # `make verify` reads, `make fix` writes. Both stop at the first failure.
-.PHONY: help verify lint test test-helm test-k8s fix pictures clean-tools
+.PHONY: help verify lint test test-helm test-k8s test-image fix pictures clean-tools
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ test-helm: ## Only the chart: lint, schemas of Kubernetes, rules, a release run 
 test-k8s: ## The chart in a real API server with controllers; builds them once (ten minutes)
 	@bash tools/fetch etcd helm kubernetes apiserver
 	@python3 -B helm/tests cluster
+
+test-image: ## The image, built and run without Docker; needs buildah and programs (TRANCHE_BIN, else target/release)
+	@tools/test-image
 
 fix: ## Formats, and applies what clippy can mend by itself
 	cargo fmt --all
