@@ -14,7 +14,7 @@ test: ## Only build and tests
 	@bash tools/verify test
 
 test-helm: ## Only the chart: lint, schemas of Kubernetes, rules, a release run as processes
-	@bash tools/fetch etcd helm kubernetes
+	@bash tools/fetch etcd etcdutl helm kubernetes
 	@python3 -B helm/tests
 
 test-k8s: ## The chart in a real API server with controllers; builds them once (ten minutes)

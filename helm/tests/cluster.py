@@ -18,10 +18,9 @@ import urllib.error
 import urllib.request
 
 from chart import HELM, ROOT, load
+from processes import DEADLINE, until
 
 BIN = ROOT / ".tools" / "bin"
-# Far more than anything takes here: what takes as long is stuck.
-DEADLINE = 90
 NODE = "node-of-paper"
 ADMIN = "admin-token"
 # Who installs: rights in one namespace, none on the cluster.
@@ -54,18 +53,6 @@ KINDS = {
     "PrometheusRule": ("apis/monitoring.coreos.com/v1", "prometheusrules", True),
     "ScaledObject": ("apis/keda.sh/v1alpha1", "scaledobjects", True),
 }
-
-
-def until(what, check):
-    """Asks until the answer is true; the answer."""
-    end = time.monotonic() + DEADLINE
-    while True:
-        answer = check()
-        if answer:
-            return answer
-        if time.monotonic() > end:
-            raise AssertionError(f"waited {DEADLINE} s for: {what}")
-        time.sleep(0.1)
 
 
 class ApiError(Exception):

@@ -5,7 +5,8 @@ import tempfile
 import unittest
 
 from chart import CHART, EXAMPLES, KUBERNETES, NAMES, Case, label, put, render, values_of, yaml
-from cluster import INSTALLER, ApiError, Cluster, is_ready, until
+from cluster import INSTALLER, ApiError, Cluster, is_ready
+from processes import until
 
 
 def setUpModule():

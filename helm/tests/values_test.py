@@ -3,7 +3,7 @@
 import json
 import re
 
-from chart import CHART, Case, default_values, helm, put, refusal, values_of
+from chart import CHART, ROOT, Case, default_values, helm, put, refusal, values_of
 
 import jsonschema
 
@@ -128,6 +128,7 @@ BY_CHECK = [
     (TRIAL, "insecure", False, "etcd.trial.enabled: the trial's etcd speaks clear text"),
     (PRODUCTION, "etcd.endpoints", ["http://e:2379"], "http://e:2379 is in clear text: write https://"),
     (PRODUCTION, "etcd.endpoints", ["http://e:2379"], "clear text, but etcd.tls.existingSecret is given"),
+    (PRODUCTION, "etcd.tls.existingSecret", "", "etcd.tls.existingSecret: https://etcd-0.etcd.etcd.svc:2379 needs a secret"),
     (PRODUCTION, "etcd.tls.keyKey", "", "etcd.tls: give both certKey and keyKey"),
     (POOLS, "etcd.auth.user", "", "etcd.auth: give both user and existingSecret"),
     (TRIAL, "objects.claim.enabled", False, "objects: give exactly one of existingClaim, claim.enabled=true and"),
@@ -171,6 +172,16 @@ class Values(Case):
     def test_the_defaults_are_of_the_schema(self):
         jsonschema.Draft7Validator.check_schema(SCHEMA)
         jsonschema.Draft7Validator(SCHEMA).validate(default_values())
+
+    def test_values_that_documents_name_are_there(self):
+        names = 0
+        for document in ("deploy.md", "operations.md"):
+            text = (ROOT / "docs" / document).read_text()
+            for path in re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)*)(?:=[^`]*)?`", text):
+                if path.split(".")[0] in SCHEMA["properties"]:
+                    names += 1
+                    self.assertIsNotNone(schema_at(path), f"{path} in {document}")
+        self.assertGreater(names, 20)
 
     def test_every_object_of_the_schema_is_closed(self):
         open_ones = []

@@ -13,6 +13,9 @@
 {{- if and $v.etcd.tls.existingSecret (hasPrefix "http://" .) -}}
 {{- $wrong = append $wrong (printf "etcd.endpoints: %s is in clear text, but etcd.tls.existingSecret is given: write https://" .) -}}
 {{- end -}}
+{{- if and (hasPrefix "https://" .) (not $v.etcd.tls.existingSecret) -}}
+{{- $wrong = append $wrong (printf "etcd.tls.existingSecret: %s needs a secret with etcd's CA" .) -}}
+{{- end -}}
 {{- if and (hasPrefix "http://" .) (not $v.insecure) -}}
 {{- $wrong = append $wrong (printf "etcd.endpoints: %s is in clear text: write https://, or set insecure=true in a cluster that you trust" .) -}}
 {{- end -}}
