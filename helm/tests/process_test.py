@@ -17,16 +17,18 @@ from processes import BIN, ETCD, WRONG_CONFIG, Process, run
 class Release:
     """A rendered release as commands and environments of this machine."""
 
-    def __init__(self, values, folder):
+    def __init__(self, values, folder, secrets=None):
         self.objects = render(values)
         self.folder = pathlib.Path(folder)
+        # What the chart takes for there: text by key, by the secret's name.
+        self.secrets = secrets or {}
 
-    def place(self, path):
-        """A path of a container, on this machine."""
-        return str(self.folder / path.lstrip("/"))
+    def place(self, pod, path):
+        """A path of a pod, on this machine; what pods share is one."""
+        return str(self.folder / ("shared" if path == "/var/lib/tranche/objects" else pod) / path.lstrip("/"))
 
-    def pod(self, kind, name):
-        """(command, environment) of the only container, as the kubelet makes them."""
+    def pod(self, kind, name, number=0):
+        """(command, environment) of the only container of the pod with this number, as the kubelet makes them."""
         each = find(self.objects, kind, name)
         spec = each["spec"] if kind == "Pod" else each["spec"]["template"]["spec"]
         (container,) = spec["containers"]
@@ -34,16 +36,20 @@ class Release:
         for key, value in env(container).items():
             if isinstance(value, dict):
                 assert value == {"fieldRef": {"fieldPath": "metadata.name"}}, value
-                value = f"{name}-0"
+                value = f"{name}-{number}"
             # The kubelet puts earlier variables into later ones.
             settings[key] = re.sub(r"\$\((\w+)\)", lambda match: settings[match.group(1)], value)
         paths = {}
         for mount in container["volumeMounts"]:
-            paths[mount["mountPath"]] = self.place(mount["mountPath"])
+            paths[mount["mountPath"]] = self.place(f"{kind}-{name}-{number}", mount["mountPath"])
             os.makedirs(paths[mount["mountPath"]], exist_ok=True)
             for volume in spec.get("volumes", []):
                 if volume["name"] == mount["name"] and "configMap" in volume:
-                    self.files(volume["configMap"]["name"], paths[mount["mountPath"]])
+                    data = find(self.objects, "ConfigMap", volume["configMap"]["name"])["data"]
+                    self.files(data, volume["configMap"], paths[mount["mountPath"]])
+                if volume["name"] == mount["name"] and "secret" in volume:
+                    data = self.secrets[volume["secret"]["secretName"]]
+                    self.files(data, volume["secret"], paths[mount["mountPath"]])
         for at, here in paths.items():
             settings = {key: value.replace(at, here) for key, value in settings.items()}
         command = container["command"] + container.get("args", [])
@@ -57,9 +63,12 @@ class Release:
             word = word.replace(f"={at}", f"={here}")
         return word
 
-    def files(self, name, folder):
-        for key, text in find(self.objects, "ConfigMap", name)["data"].items():
-            (pathlib.Path(folder) / key).write_text(text)
+    @staticmethod
+    def files(data, volume, folder):
+        """A volume's files: those of its items, or all."""
+        items = volume.get("items", [{"key": key, "path": key} for key in data])
+        for item in items:
+            (pathlib.Path(folder) / item["path"]).write_text(data[item["key"]])
 
 
 class Processes(Case):
