@@ -50,6 +50,7 @@ KINDS = {
     "CustomResourceDefinition": ("apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False),
     "Certificate": ("apis/cert-manager.io/v1", "certificates", True),
     "ServiceMonitor": ("apis/monitoring.coreos.com/v1", "servicemonitors", True),
+    "PodMonitor": ("apis/monitoring.coreos.com/v1", "podmonitors", True),
     "PrometheusRule": ("apis/monitoring.coreos.com/v1", "prometheusrules", True),
     "ScaledObject": ("apis/keda.sh/v1alpha1", "scaledobjects", True),
 }

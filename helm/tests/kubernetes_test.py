@@ -135,7 +135,7 @@ class Kubernetes(Case):
         self.assertLessEqual(
             {"StatefulSet", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget", "Pod", "ConfigMap"}
             | {"PersistentVolumeClaim", "HorizontalPodAutoscaler", "ServiceAccount"}
-            | {"ScaledObject", "Certificate", "ServiceMonitor"},
+            | {"ScaledObject", "Certificate", "ServiceMonitor", "PodMonitor"},
             seen,
         )
 

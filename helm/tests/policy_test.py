@@ -76,14 +76,18 @@ def memory_is_limited(objects):
 def probes(objects):
     for name, meta, spec in pods(objects):
         component = meta["labels"]["app.kubernetes.io/component"]
-        if component not in ("coordinator", "etcd"):
+        if component == "test":
             continue
         for container in containers(spec):
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            ports = {port["containerPort"] for port in container.get("ports", [])}
+            # A worker's start takes no time, and without a port there is nothing to ask.
+            wanted = ["livenessProbe", "readinessProbe"] if ports else []
+            for probe in wanted if component.startswith("worker-") else ["startupProbe", *wanted]:
                 if probe not in container:
                     yield f"{name} has no {probe}"
-            ports = {port["containerPort"] for port in container["ports"]}
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if not ports and not component.startswith("worker-"):
+                yield f"{name} has no port"
+            for probe in {"startupProbe", "livenessProbe", "readinessProbe"} & container.keys():
                 action = container.get(probe, {}).get("grpc") or container.get(probe, {}).get("httpGet") or {}
                 if action.get("port") not in ports:
                     yield f"{name}: {probe} asks a port that isn't there"
@@ -189,7 +193,7 @@ def selectors(objects):
 def policies(objects):
     """Every pod that stays has a policy that says what comes in and what goes out."""
     selected = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
-    for name, meta, _ in pods(objects):
+    for name, meta, spec in pods(objects):
         if meta["labels"]["app.kubernetes.io/component"] == "test":
             continue
         mine = [
@@ -201,8 +205,11 @@ def policies(objects):
         for direction in ("ingress", "egress"):
             if any(not rule for rule in mine[0].get(direction, [])):
                 yield f"{name}: an empty rule of {direction} lets all through"
-        if meta["labels"]["app.kubernetes.io/component"].startswith("worker-") and mine[0].get("ingress"):
-            yield f"{name}: somebody may connect to a worker"
+        if meta["labels"]["app.kubernetes.io/component"].startswith("worker-"):
+            opened = {port["containerPort"] for c in containers(spec) for port in c.get("ports", [])}
+            for rule in mine[0].get("ingress", []):
+                if not rule.get("from") or {port.get("port") for port in rule.get("ports", [])} != opened:
+                    yield f"{name}: somebody may connect to a worker"
 
 
 def secrets(objects):
@@ -310,6 +317,9 @@ WRONG = [
     ("probes", lambda o: coordinator_pod(o)["containers"][0]["readinessProbe"]["httpGet"].update(port=1)),
     ("probes", lambda o: coordinator_pod(o)["containers"][0]["readinessProbe"]["httpGet"].update(scheme="HTTP")),
     ("probes", lambda o: coordinator_pod(o)["containers"][0]["readinessProbe"]["httpGet"].update(path="/livez")),
+    ("probes", lambda o: worker_pod(o)["containers"][0].pop("livenessProbe")),
+    ("probes", lambda o: worker_pod(o)["containers"][0]["readinessProbe"]["httpGet"].update(port=1)),
+    ("probes", lambda o: coordinator_pod(o)["containers"][0].pop("ports")),
     ("time_to_end", lambda o: coordinator_pod(o).update(terminationGracePeriodSeconds=15)),
     ("time_to_end", lambda o: worker_pod(o).update(terminationGracePeriodSeconds=30)),
     ("time_to_end", lambda o: coordinator_pod(o)["containers"][0]["startupProbe"].update(failureThreshold=15)),
@@ -332,6 +342,10 @@ WRONG = [
     (
         "policies",
         edit("NetworkPolicy", "t-tranche-worker-pictures", lambda e: e["spec"].update(ingress=[{"ports": []}])),
+    ),
+    (
+        "policies",
+        edit("NetworkPolicy", "t-tranche-worker-pictures", lambda e: e["spec"]["ingress"][0].pop("from")),
     ),
     ("secrets", lambda o: rename(worker_pod(o)["containers"][0], "TRANCHE_WORKER_TOKEN_FILE", "abc")),
     ("secrets", lambda o: worker_pod(o)["containers"][0].update(args=["--token=abc"])),
@@ -450,6 +464,16 @@ class Content(Case):
             'sum(tranche_backlog_tasks{namespace="media",handler=~"vectors|vectors-v2"})',
             scaled["triggers"][0]["metadata"]["query"],
         )
+
+    def test_traces_go_where_they_are_told(self):
+        objects = render(values_of("pools"))
+        for name, _, spec in pods(objects):
+            given = [value for key, value in env(spec["containers"][0]).items() if key.endswith("_OTLP_ENDPOINT")]
+            self.assertEqual([] if "Pod/" in name else ["http://otel-collector.monitoring.svc:4317"], given, name)
+        for each in objects:
+            if each["kind"] == "NetworkPolicy":
+                self.assertIn([{"port": 4317}], [rule["ports"] for rule in each["spec"]["egress"]])
+        self.assertNotIn("OTLP", str(render(values_of("production"))))
 
     def test_alerts_and_dashboard_are_taken_from_their_files(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -9,9 +9,10 @@ import re
 import shutil
 import socket
 import tempfile
+import urllib.request
 
-from chart import Case, env, find, render, values_of
-from processes import BIN, ETCD, WRONG_CONFIG, Process, run
+from chart import Case, env, find, pods, put, render, values_of
+from processes import BIN, ETCD, WRONG_CONFIG, Process, knows, run
 
 
 class Release:
@@ -189,6 +190,35 @@ class Processes(Case):
         settings["TRANCHE_COORDINATOR_START_TIMEOUT"] = "100ms"
         settings["TRANCHE_COORDINATOR_CALL_TIMEOUT"] = "100ms"
         return command, settings
+
+    def test_the_probes_are_answered(self):
+        """Of a coordinator and of a worker, at the paths that the kubelet is told to ask."""
+        if not knows("tranche-coordinator", "ops-listen"):
+            self.skipTest("this coordinator has no ops port")
+        values = put(put(values_of("trial"), "ops.enabled", True), "workerPools.trial.ops", {"enabled": True})
+        release = Release(values, self.folder)
+        command, settings = release.pod("StatefulSet", "t-tranche")
+        del settings["TRANCHE_COORDINATOR_ADVERTISE"], settings["TRANCHE_COORDINATOR_CALL_TIMEOUT"]
+        del settings["TRANCHE_COORDINATOR_PREFIX"]
+        settings["TRANCHE_COORDINATOR_STORE"] = f"embedded:{self.folder}/store"
+        for key in ("LISTEN", "OPS_LISTEN"):
+            settings[f"TRANCHE_COORDINATOR_{key}"] = "127.0.0.1:0"
+        coordinator = self.start(command, settings)
+        url = f"http://{coordinator.wait_for(r'^listening on ([0-9.]+:[0-9]+)')}"
+        command, settings = release.pod("Deployment", "t-tranche-worker-trial")
+        self.assertEqual("0.0.0.0:7071", settings["TRANCHE_WORKER_OPS_LISTEN"])
+        settings |= {"TRANCHE_WORKER_COORDINATOR": url, "TRANCHE_WORKER_OPS_LISTEN": "127.0.0.1:0"}
+        worker = self.start(command, settings)
+        worker.wait_for(r"^(attached)")
+        for process, name in ((coordinator, "StatefulSet/t-tranche"), (worker, "Deployment/t-tranche-worker-trial")):
+            (spec,) = [spec for pod, _, spec in pods(release.objects) if pod == name]
+            address = process.wait_for(r"^ops port on ([0-9.]+:[0-9]+)")
+            probes = [value for key, value in spec["containers"][0].items() if key.endswith("Probe")]
+            for path in ["/metrics", *(probe["httpGet"]["path"] for probe in probes)]:
+                with urllib.request.urlopen(f"http://{address}{path}", timeout=30) as answer:
+                    self.assertEqual(200, answer.status)
+                    said = answer.read().decode()
+                    self.assertEqual(path == "/metrics", "tranche_build_info" in said)
 
     def test_a_worker_takes_every_setting_of_a_pool(self):
         values = values_of("trial")

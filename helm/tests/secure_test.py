@@ -10,7 +10,7 @@ import tempfile
 
 from chart import ROOT, Case, find, values_of
 from process_test import Release
-from processes import BIN, ETCD, Process, run
+from processes import ETCD, Process, knows, run
 
 
 def identities(hashes):
@@ -52,12 +52,6 @@ class Authority:
             *("-days", "1", "-extfile", extra, "-out", crt),
         )
         return {"ca.crt": self.crt.read_text(), "tls.crt": crt.read_text(), "tls.key": key.read_text()}
-
-
-def knows(program, flag):
-    code, output = run([str(BIN / program), "--help"], {})
-    assert code == 0, output
-    return f"--{flag}" in output
 
 
 class Secure(Case):

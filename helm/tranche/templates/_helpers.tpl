@@ -124,6 +124,18 @@ priorityClassName: {{ . }}
 {{- default (upper (include "tranche.scheme" .)) .Values.ops.scheme -}}
 {{- end -}}
 
+{{/* Of a worker or a coordinator: the rule for traces, if there are any. */}}
+{{- define "tranche.otlpEgress" -}}
+{{- with .Values.traces.otlpEndpoint }}
+- ports:
+    - port: {{ regexFind ":[0-9]+$" (trimSuffix "/" .) | trimPrefix ":" }}
+  {{- with $.Values.networkPolicy.otlp.peers }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "tranche.peers" -}}
 {{ include "tranche.fullname" . }}-peers
 {{- end -}}
