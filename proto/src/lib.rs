@@ -39,3 +39,6 @@ pub const MAX_FAILURE_MESSAGE_BYTES: usize = 512;
 /// A report of 65,536 failures, each with the longest key and message, is larger: such a report is
 /// split by nobody, so the range's upper bound keeps it below (16,384 by default).
 pub const MAX_FRAME_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of an HTTP/2 frame that coordinators and workers take: a chunk of tasks, or a frame of a lease. HTTP/2's own
+/// default is 16 KiB, and each frame is a call of the kernel on both sides.
+pub const HTTP2_FRAME_BYTES: u32 = 1024 * 1024;

@@ -29,7 +29,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::layer::util::{Identity, Stack};
 use tranche_proto::v1::admin_service_server::AdminServiceServer;
 use tranche_proto::v1::batch_service_server::BatchServiceServer;
-use tranche_proto::{FILE_DESCRIPTOR_SET, MAX_APPEND_BYTES};
+use tranche_proto::{FILE_DESCRIPTOR_SET, HTTP2_FRAME_BYTES, MAX_APPEND_BYTES};
 
 /// The services whose health is told, beside the whole ("").
 const SERVICES: [&str; 3] =
@@ -101,6 +101,7 @@ pub fn routes_over(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_CONNECTION_STREAMS)
+        .max_frame_size(Some(HTTP2_FRAME_BYTES))
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .layer(calls.clone())
         .add_service(BatchServiceServer::new(batches).max_decoding_message_size(MAX_MESSAGE_BYTES))

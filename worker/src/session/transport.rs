@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tranche_proto::v1::worker_service_client::WorkerServiceClient;
-use tranche_proto::{MAX_FRAME_BYTES, v1};
+use tranche_proto::{HTTP2_FRAME_BYTES, MAX_FRAME_BYTES, v1};
 
 /// What a coordinator says.
 pub type Inbound = BoxStream<'static, Result<v1::AttachResponse, Status>>;
@@ -85,6 +85,7 @@ impl Transport for Http2 {
             .map_err(|error| Status::invalid_argument(format!("`{url}` is no URL: {error}")))?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
+            .max_frame_size(HTTP2_FRAME_BYTES)
             .http2_keep_alive_interval(self.keep_alive_interval)
             .keep_alive_timeout(self.keep_alive_timeout)
             .keep_alive_while_idle(true);
