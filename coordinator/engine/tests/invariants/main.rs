@@ -16,6 +16,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::cell::Cell;
 use std::time::{SystemTime, UNIX_EPOCH};
+use tranche_engine::Spec;
 use world::{Seen, World};
 
 fn run(cases: u32, length: std::ops::Range<usize>, calm: u32, poisoned: bool) -> Seen {
@@ -80,4 +81,24 @@ fn the_rules_hold_in_short_lives() {
 fn the_rules_hold_in_long_lives_with_few_faults() {
     let seen = run(250, 150..400, 5, false);
     assert!(seen.backups > 0 && seen.late_sweeps > 0, "they are no test of either: {seen:?}");
+}
+
+/// A life that once seemed to break a rule: the write that makes a batch COMMITTED gets no answer and is applied
+/// late, when its range is already leased again. That is no lease too many: a commit may be repeated.
+#[test]
+fn a_commit_that_is_leased_again_while_it_becomes_durable_is_no_mistake() {
+    use action::{Action::*, How};
+    let spec = Spec { min_range: 1, max_range: 9, max_attempts: 1, ..support::spec() };
+    let mut world = World::new(spec, support::settings(), None);
+    let append = || Append { tasks: 1, again: false, gap: false };
+    let well = |worker| Work { worker, lease: 0, how: How::Well };
+    let (ask, start) = (|worker| Ask { worker }, |worker| Start { worker });
+    let crash = Crash { applied: false, silent: false };
+    let life = [append(), Turn, crash, ask(0), Turn, Seal, ask(1), Land, well(0), Turn];
+    let late = [start(0), start(0), well(1), Step, Doubt, ApplyLate, append()];
+    let end = [Pass { ms: 1, heartbeats: false }, append(), append()];
+    for action in life.iter().chain(&late).chain(&end) {
+        world.act(action).expect("no rule is broken");
+    }
+    world.live().expect("it ends");
 }
