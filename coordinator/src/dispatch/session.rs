@@ -137,11 +137,6 @@ impl Session {
         self.taken.remove(index).map(|(_, since)| since)
     }
 
-    /// Whether its stream hasn't taken all frames that were sent to it.
-    pub(super) fn frames_wait(&self) -> bool {
-        self.out.capacity() < self.out.max_capacity() && !self.out.is_closed()
-    }
-
     /// Puts a frame on the stream. A worker that doesn't read is dropped: its stream ends, it may attach
     /// again.
     pub(super) fn send(&self, frame: Frame) {

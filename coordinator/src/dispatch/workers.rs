@@ -103,11 +103,6 @@ impl Dispatch {
         workers.into_iter().filter_map(&mut seen).collect()
     }
 
-    /// Whether some stream hasn't taken all frames that were sent to it.
-    pub fn frames_wait(&self) -> bool {
-        self.lock().sessions.values().any(Session::frames_wait)
-    }
-
     /// A worker says what it holds of a batch, in answer to the owner of this epoch: it counts against its
     /// credit. Returns when it was asked: what was sent to it before and isn't named is lost. `None`: this
     /// epoch isn't the owner here (any more), and nothing is changed.

@@ -52,7 +52,6 @@ impl Driver {
                 Command::Broadcast { phase } => {
                     tracing::info!(batch.id = %self.key, ?phase, "decided");
                     dispatch.broadcast(&self.key, phase_to_proto(phase));
-                    self.told = true;
                 }
                 Command::Tell { worker, phase } => dispatch.tell(&worker, &self.key, phase_to_proto(phase)),
                 Command::Revoke { worker, token, reason } => {

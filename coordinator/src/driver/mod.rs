@@ -36,10 +36,6 @@ const EVENTS_BOUND: usize = 8 * INPUTS_A_STEP;
 /// Pause before a write that the store couldn't take is tried again.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
-/// How often a driver lets everybody else go first after it told the workers of a decision, as long as a
-/// worker's stream hasn't taken it: one that doesn't read holds nothing up.
-const GIVES_WAY: usize = 32;
-
 /// What became of the write in flight.
 enum Written {
     Applied(u64),
@@ -72,8 +68,6 @@ pub struct Driver {
     next_op: u64,
     deliveries: Deliveries,
     early_report: Option<Early>,
-    /// The workers were just told of the decision.
-    told: bool,
     ended: bool,
 }
 
@@ -115,7 +109,6 @@ impl Driver {
             next_op: 0,
             deliveries: Deliveries::default(),
             early_report: None,
-            told: false,
             ended: false,
         };
         (driver, handle)
@@ -172,7 +165,6 @@ impl Driver {
                 if stop.is_cancelled() {
                     return Ok(());
                 }
-                self.give_way().await;
                 if let Some(write) = self.step() {
                     let prepared = self.prepare(write, stop).await?;
                     let flight = self.send(&prepared);
@@ -211,18 +203,6 @@ impl Driver {
                 () = self.wake.notified(), if in_flight.is_none() => {}
                 () = tokio::time::sleep_until(wake_at.unwrap_or_else(|| self.shared.origin)),
                     if in_flight.is_none() && wake_at.is_some() => {}
-            }
-        }
-    }
-
-    /// What the workers answer to a decision, and what they are given then, comes after its being told to the last.
-    async fn give_way(&mut self) {
-        if std::mem::take(&mut self.told) {
-            for _ in 0..GIVES_WAY {
-                tokio::task::yield_now().await;
-                if !self.shared.dispatch.frames_wait() {
-                    break;
-                }
             }
         }
     }
@@ -447,6 +427,7 @@ impl Drop for Driver {
 }
 
 fn view_of(key: &BatchKey, spec: &Arc<v1::SpecRecord>, batch: &Batch, ledger: &Ledger) -> View {
+    let (leases, workers) = batch.out();
     View {
         key: key.clone(),
         spec: spec.clone(),
@@ -454,8 +435,8 @@ fn view_of(key: &BatchKey, spec: &Arc<v1::SpecRecord>, batch: &Batch, ledger: &L
         decision: ledger.decision.clone(),
         cutoff: batch.records().cutoff.cutoff.max(batch.state().cutoff),
         live: Live {
-            leases: u32::try_from(batch.leases().count()).unwrap_or(u32::MAX),
-            workers: u32::try_from(batch.holders().len()).unwrap_or(u32::MAX),
+            leases: u32::try_from(leases).unwrap_or(u32::MAX),
+            workers: u32::try_from(workers).unwrap_or(u32::MAX),
             message: batch.message().to_owned(),
         },
     }

@@ -1,6 +1,6 @@
 //! From the counters and the clock to the decision, and from state to state.
 
-use super::Batch;
+use super::{Batch, STOP_TOGETHER};
 use crate::event::{Command, Refusal};
 use crate::ids::Now;
 use crate::record::{Decision, Outcome, Reason, State};
@@ -90,5 +90,8 @@ impl Batch {
             self.after.push(Command::Answer { op: retrying.op, answer: Err(Refusal::Decided) });
         }
         self.queue_finish(outcome, now);
+        if outcome == Outcome::Rollback {
+            self.stops_until = now.at + STOP_TOGETHER;
+        }
     }
 }

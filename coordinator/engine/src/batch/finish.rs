@@ -59,6 +59,14 @@ impl Batch {
             || self.stopping.values().any(|stopping| stopping.run.overlaps(range.run))
     }
 
+    /// Whether the rollback waits for its workers, who were just told, to stop.
+    pub(super) fn stops_first(&self, now: Now) -> bool {
+        now.at < self.stops_until
+            && self.records.state.state == State::RollingBack
+            && (self.leases.staging() > 0 || !self.stopping.is_empty())
+            && Guard::RollbackWaits.on()
+    }
+
     /// Whatever is staged after its rollback would stay.
     pub(super) fn may_roll_back(&self, first: u64) -> bool {
         !self.staging(first) || !Guard::RollbackWaits.on()
@@ -108,6 +116,9 @@ impl Batch {
         let ready = |waiting: &Waiting| {
             waiting.ready_at <= now.at && (committing || self.may_roll_back(waiting.first))
         };
+        if self.stops_first(now) {
+            return None;
+        }
         let own = self.finish.of(&worker.id).take(PREFER_WITHIN).find(|(_, waiting)| ready(waiting));
         let free = || self.finish.iter().filter(|(_, queued)| ready(&queued.waiting));
         let orphan = |by: Option<&Arc<str>>| !by.is_some_and(|id| self.workers.is_here(id));

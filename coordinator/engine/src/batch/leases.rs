@@ -81,6 +81,11 @@ impl Leases {
         self.by_worker.keys()
     }
 
+    /// How many workers hold any.
+    pub(super) fn holders_len(&self) -> usize {
+        self.by_worker.len()
+    }
+
     pub(super) fn holds_any(&self, worker: &WorkerKey) -> bool {
         self.by_worker.contains_key(worker)
     }

@@ -30,6 +30,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use write::{Dirty, WRITE_RECORDS};
 
+/// How long a rollback that was just decided leases nothing as long as somebody stages. What is given to the first who
+/// stopped would be in the way of telling the last to stop; and looking through all ranges with each that stops costs
+/// more, the more they are.
+const STOP_TOGETHER: Duration = Duration::from_millis(50);
+
 /// How long tasks of a batch that isn't sealed may wait for more, before a small lease is made of them.
 const LINGER: Duration = Duration::from_millis(20);
 
@@ -109,6 +114,8 @@ pub struct Batch {
     again: VecDeque<Waiting>,
     /// Ranges to be committed or rolled back.
     finish: Queue,
+    /// Until when a rollback waits for all its workers to stop, before it begins with what may be removed.
+    stops_until: Duration,
     /// The batch's own last lease: PUBLISH, then SWEEP.
     closing: Closing,
     /// The normal end is done: what is left is the late sweep.
@@ -150,6 +157,7 @@ impl Batch {
             missed_until: Duration::ZERO,
             again: VecDeque::new(),
             finish: Queue::default(),
+            stops_until: Duration::ZERO,
             closing: Closing::Idle,
             late: false,
             retrying: None,
@@ -264,6 +272,13 @@ impl Batch {
         })
     }
 
+    /// How many leases are out, and how many workers hold them, or may not have stopped one that was lost to another.
+    /// Asked for after every step: it doesn't look at them one by one.
+    pub fn out(&self) -> (usize, usize) {
+        let workers = if self.stopping.is_empty() { self.leases.holders_len() } else { self.holders().len() };
+        (self.leases.len(), workers)
+    }
+
     /// Workers that hold leases, or may not have stopped one that was lost to another: to be asked whether
     /// they were seen.
     pub fn holders(&self) -> HashSet<&WorkerKey> {
@@ -299,10 +314,20 @@ impl Batch {
         if !self.none_missed(now) && self.trial_waits(now) {
             at(self.missed_until);
         }
-        for waiting in self.again.iter().chain(self.finish.iter().map(|(_, queued)| &queued.waiting)) {
+        // Nothing of it is given before they stopped: it isn't looked through with each that does.
+        let stops_first = self.stops_first(now);
+        let finish = (!stops_first)
+            .then(|| self.finish.iter())
+            .into_iter()
+            .flatten()
+            .map(|(_, queued)| &queued.waiting);
+        for waiting in self.again.iter().chain(finish) {
             if waiting.ready_at > now.at {
                 at(waiting.ready_at);
             }
+        }
+        if stops_first {
+            at(self.stops_until);
         }
         if let Closing::Ready { ready_at, .. } = self.closing
             && ready_at > now.at
@@ -335,7 +360,8 @@ impl Batch {
             State::Importing | State::Held | State::Committed | State::RolledBack => 0,
             State::Committing => finish().take(WRITE_RECORDS).count(),
             State::RollingBack => {
-                finish().filter(|w| self.may_roll_back(w.first)).take(WRITE_RECORDS).count()
+                let ready = finish().filter(|w| self.may_roll_back(w.first));
+                if self.stops_first(now) { 0 } else { ready.take(WRITE_RECORDS).count() }
             }
         };
         let closing = matches!(self.closing, Closing::Ready { ready_at, .. } if ready_at <= now.at);

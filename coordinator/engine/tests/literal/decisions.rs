@@ -1,7 +1,7 @@
 //! What decides, and that it is done once.
 
 use crate::support::desk::Desk;
-use crate::support::{TTL, ack, acks, but, done, runs, spec, worker};
+use crate::support::{STOP_TOGETHER, TTL, ack, acks, but, done, runs, spec, worker};
 use std::time::Duration;
 use tranche_engine::{
     Command, CommitMode, Event, FailureLimit, Outcome, Phase, Reason, ReportResult, Spec, State,
@@ -74,7 +74,8 @@ fn origin_1_4_a_rollback_waits_until_nothing_is_staged_any_more() {
     desk.settle();
     desk.cancel();
     desk.settle();
-    // What nobody works on is rolled back at once.
+    // What nobody works on is rolled back without the others, once all had a moment to stop.
+    desk.wait(STOP_TOGETHER);
     assert_eq!(desk.batch.appetite(desk.now()), 1);
     let first = desk.lease(&a);
     assert_eq!((first.phase, first.run), (Phase::Rollback, staged.run));

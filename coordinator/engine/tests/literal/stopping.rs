@@ -1,7 +1,7 @@
 //! Workers that were told to stop, and an owner that is followed by another before they said that they did.
 
 use crate::support::desk::Desk;
-use crate::support::{TTL, but, done, run, runs, settings, spec, worker};
+use crate::support::{STOP_TOGETHER, TTL, but, done, run, runs, settings, spec, worker};
 use std::time::Duration;
 use tranche_engine::{
     Command, CommitMode, Event, Grant, Phase, Settings, Spec, State, Stopping, Token, WorkerKey,
@@ -84,6 +84,7 @@ fn a_new_owner_rolls_nothing_back_while_a_beaten_worker_may_stage_it() {
     desk.settle();
     acks(&mut desk, "a");
     acks(&mut desk, "c");
+    desk.wait(STOP_TOGETHER);
     assert_eq!(appetite(&desk), 1, "of range 1 something may be staged yet");
     assert_eq!(desk.lease(&worker("c")).run, run(11, 20));
     assert_eq!(appetite(&desk), 0);
@@ -111,9 +112,11 @@ fn a_beaten_worker_that_no_new_owner_hears_makes_it_sweep_late() {
     desk.take_over();
     desk.cancel();
     desk.settle();
+    desk.wait(STOP_TOGETHER);
     // A full time to live from the take-over on.
-    assert_eq!(desk.batch.wake_at(desk.now()), Some(desk.at + TTL));
-    desk.wait(TTL.saturating_sub(MS));
+    let left = TTL.saturating_sub(STOP_TOGETHER);
+    assert_eq!(desk.batch.wake_at(desk.now()), Some(desk.at + left));
+    desk.wait(left.saturating_sub(MS));
     desk.settle();
     assert_eq!((appetite(&desk), desk.store.records.state.late_sweep), (0, false));
     desk.wait(MS);
@@ -334,4 +337,41 @@ fn a_beaten_worker_that_comes_back_after_the_end_makes_it_sweep_late() {
     desk.attach(&backup.worker, &[backup.token]);
     desk.settle();
     assert!(!desk.ended && desk.store.records.state.late_sweep);
+}
+
+/// Two workers stage a range each, and their batch is cancelled.
+fn cancelled_while_two_stage() -> (Desk, WorkerKey, WorkerKey) {
+    let mut desk = Desk::of(20);
+    let (a, b) = (worker("a"), worker("b"));
+    desk.lease(&a);
+    desk.lease(&b);
+    desk.cancel();
+    desk.settle();
+    (desk, a, b)
+}
+
+#[test]
+fn a_rollback_begins_when_all_who_stage_have_stopped() {
+    let (mut desk, a, b) = cancelled_while_two_stage();
+    desk.push(Event::PhaseAck { worker: a.clone() });
+    desk.ask(&a);
+    assert!(desk.settle().contains(&Command::Return { worker: a.clone(), keep: true }));
+    assert_eq!(desk.batch.appetite(desk.now()), 0);
+    desk.push(Event::PhaseAck { worker: b });
+    desk.settle();
+    assert_eq!(desk.batch.appetite(desk.now()), 2);
+    assert_eq!(desk.lease(&a).phase, Phase::Rollback);
+}
+
+#[test]
+fn a_rollback_waits_but_a_moment_for_one_who_doesnt_stop() {
+    let (mut desk, a, _) = cancelled_while_two_stage();
+    desk.push(Event::PhaseAck { worker: a.clone() });
+    desk.settle();
+    assert_eq!(desk.batch.wake_at(desk.now()), Some(desk.at + STOP_TOGETHER));
+    desk.wait(STOP_TOGETHER.saturating_sub(MS));
+    assert_eq!(desk.batch.appetite(desk.now()), 0);
+    desk.wait(MS);
+    assert_eq!(desk.batch.appetite(desk.now()), 1, "what the other stages is left alone");
+    assert_eq!(desk.lease(&a).run.first, 1);
 }

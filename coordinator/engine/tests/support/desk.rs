@@ -6,8 +6,8 @@ use super::{BORN_MS, invariants, segment, settings, spec};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tranche_engine::{
-    Answer, Batch, Command, Decision, Epoch, Event, Grant, Now, OpId, Outcome, Phase, RangePhase, Reason,
-    Report, ReportResult, Settings, Spec, State, Token, WorkerKey, Write,
+    Answer, Batch, Command, Decision, Epoch, Event, Grant, Now, OpId, Outcome, Phase, RangePhase,
+    RangeRecord, Reason, Report, ReportResult, Settings, Spec, State, Token, WorkerKey, Write,
 };
 
 pub(crate) struct Desk {
@@ -320,9 +320,13 @@ impl Desk {
                         .flat_map(|range| range.lease.iter().chain(&range.backup))
                         .any(|lease| lease.token == grant.token && lease.runs == grant.runs),
                     Phase::Commit if grant.publish => {
-                        let last = range.map_or(0, tranche_engine::RangeRecord::staged);
-                        outcome == Some(Outcome::Commit)
-                            && records.state.committed + last == records.state.staged
+                        // A write without an answer may have made the range itself COMMITTED since.
+                        let others = records.state.committed
+                            - range
+                                .filter(|r| r.phase == RangePhase::Committed)
+                                .map_or(0, RangeRecord::staged);
+                        let last = range.map_or(0, RangeRecord::staged);
+                        outcome == Some(Outcome::Commit) && others + last == records.state.staged
                     }
                     Phase::Commit => outcome == Some(Outcome::Commit),
                     Phase::Rollback => outcome == Some(Outcome::Rollback),

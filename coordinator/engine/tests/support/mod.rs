@@ -15,6 +15,8 @@ use tranche_engine::{
 
 /// Milliseconds since 1970 at which every test begins.
 pub(crate) const BORN_MS: i64 = 1_700_000_000_000;
+/// How long a rollback waits for all its workers to stop, before it begins without the last.
+pub(crate) const STOP_TOGETHER: Duration = Duration::from_millis(50);
 /// The leases' life in tests.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 
