@@ -10,7 +10,7 @@ mod sources;
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,6 +21,9 @@ use tranche_proto::MAX_APPEND_BYTES;
 pub struct Config {
     /// Address to listen on; port 0 takes a free one. Default: `127.0.0.1:7070`.
     pub listen: SocketAddr,
+    /// Address of the port for operators: `/metrics`, `/livez`, `/readyz`, in clear text; port 0 takes a free one.
+    /// Another than loopback needs `insecure`, too. Default: none, there is no such port.
+    pub ops_listen: Option<SocketAddr>,
     /// URL at which clients, workers and other coordinators reach this one, `http://host:port`.
     /// Default: the address it listens on; required when that is all interfaces (`0.0.0.0`).
     pub advertise: Option<String>,
@@ -139,6 +142,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            ops_listen: None,
             advertise: None,
             insecure: false,
             store: StoreConfig::Embedded { path: PathBuf::from("tranche-data") },
@@ -274,14 +278,6 @@ pub struct ConfigError(
 impl ConfigError {
     fn of(problems: Vec<Problem>) -> Result<(), Self> {
         if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
-    }
-}
-
-/// True for an address that other machines can't reach.
-fn is_loopback(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_loopback(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
     }
 }
 

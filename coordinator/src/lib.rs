@@ -8,6 +8,7 @@ pub mod driver;
 pub mod error;
 pub mod grpc;
 pub mod manifest;
+pub mod metrics;
 pub mod node;
 pub mod peers;
 mod server;

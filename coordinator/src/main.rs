@@ -1,6 +1,7 @@
 //! The coordinator as a process.
 //!
-//! It prints one line on stdout once it serves, `listening on ADDRESS`; all else goes to stderr. The first
+//! It prints one line on stdout once it serves, `listening on ADDRESS`, and a second, `ops port on ADDRESS`, if it
+//! has one; all else goes to stderr. The first
 //! SIGTERM or SIGINT lets it finish what is open, the second ends it at once. It exits with 0 after a
 //! shutdown, 1 when it can't start or go on, 2 when its configuration is wrong.
 
@@ -125,6 +126,10 @@ async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), String
     // Who closed our stdout doesn't want to know; the log has it too.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
     tracing::info!(%address, "listening");
+    if let Some(address) = server.ops_addr() {
+        let _ = writeln!(std::io::stdout(), "ops port on {address}");
+        tracing::info!(%address, "ops port");
+    }
     server.run(shutdown).await.map_err(|error| with_causes(&error))
 }
 

@@ -4,6 +4,7 @@ use crate::config::{Config, ConfigError, StoreConfig};
 use crate::error::Error;
 use crate::grpc::{self, worker::Workers};
 use crate::manifest::Objects;
+use crate::metrics::Operator;
 use crate::node::{Host, Node};
 use crate::peers::Peers;
 use crate::store::embedded::Embedded;
@@ -68,6 +69,7 @@ pub enum RunError {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    ops: Option<(TcpListener, SocketAddr)>,
     node: Arc<Node>,
     config: Config,
     stop: CancellationToken,
@@ -80,9 +82,11 @@ impl Server {
         let begun = Instant::now();
         let store = open_within(&config).await?;
         let objects = Objects::local(&config.objects_dir())?;
-        let listen = |source| StartError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = listen(config.listen).await?;
+        let ops = match config.ops_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let stop = CancellationToken::new();
         let endpoint = config.endpoint(address);
         if let Some(hint) = config.hint() {
@@ -97,7 +101,7 @@ impl Server {
             }
             error => error.into(),
         })?;
-        Ok(Self { listener, address, node: Arc::new(node), config, stop })
+        Ok(Self { listener, address, ops, node: Arc::new(node), config, stop })
     }
 
     /// The address that it listens on.
@@ -105,11 +109,29 @@ impl Server {
         self.address
     }
 
+    /// The address of its ops port, if it has one.
+    pub fn ops_addr(&self) -> Option<SocketAddr> {
+        self.ops.as_ref().map(|(_, address)| *address)
+    }
+
     /// Serves until `shutdown`; then refuses what is new, tells the workers, lets writes in flight end,
     /// frees its batches for others, ends open streams, and returns within the configured grace.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { listener, node, config, stop, .. } = self;
-        Self::serve(node, &config, Arc::default(), grpc::incoming(listener), stop, shutdown).await
+        let Self { listener, ops, node, config, stop, .. } = self;
+        // To the very end: that it leaves is what it has to tell then.
+        let ended = CancellationToken::new();
+        let telling = ops.map(|(listener, _)| {
+            let operator = Arc::new(Operator::new(node.clone(), shutdown.clone()));
+            tokio::spawn(tranche_ops::serve(tranche_ops::incoming(listener), operator, ended.clone()))
+        });
+        let served =
+            Self::serve(node, &config, Arc::default(), grpc::incoming(listener), stop, shutdown).await;
+        ended.cancel();
+        if let Some(telling) = telling {
+            // It doesn't panic, and nobody aborts it.
+            let _ = telling.await;
+        }
+        served
     }
 
     /// The same with a node that was started, which `stop` stops, and with other connections than TCP.
@@ -131,7 +153,7 @@ impl Server {
         let (clients, workers, closed) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let services = grpc::routes_over(node.clone(), config, &clients, peers);
-        services.health.set(true).await;
+        services.health.set(node.shared().ready().is_ok()).await;
         let attach =
             WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
                 .max_decoding_message_size(MAX_FRAME_BYTES)
@@ -144,6 +166,7 @@ impl Server {
             biased;
             () = shutdown.cancelled() => None,
             result = &mut serving => Some(result),
+            () = follow_store(&node, &services.health) => None,
         };
         services.health.set(false).await;
         // Nothing new is begun, and the other coordinators give this one nothing.
@@ -195,6 +218,26 @@ impl Server {
                 serving.abort();
                 Ok(())
             }
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Health is that of the session with the store: without one nothing can be made or changed here, and a client
+/// that has a choice should go elsewhere. Doesn't return.
+async fn follow_store(node: &Node, health: &grpc::Health) {
+    let mut sessions = node.shared().sessions();
+    loop {
+        let serving = sessions.borrow_and_update().is_some();
+        health.set(serving).await;
+        if sessions.changed().await.is_err() {
+            return std::future::pending().await;
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod in_process;
 pub mod invariants;
 pub mod library;
 pub mod process;
+pub mod scrape;
 pub mod wait;
 
 pub use cluster::{Builder, Cluster};

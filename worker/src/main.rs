@@ -65,6 +65,27 @@ async fn run(settings: Settings) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
+    let ended = CancellationToken::new();
+    // Hung up on when this returns, whatever is open.
+    let _ended = ended.clone().drop_guard();
+    if let Some(address) = settings.ops_listen {
+        let bound = async {
+            let listener = tokio::net::TcpListener::bind(address).await?;
+            let bound = listener.local_addr()?;
+            Ok::<_, std::io::Error>((listener, bound))
+        };
+        let (listener, bound) = match bound.await {
+            Ok(bound) => bound,
+            Err(error) => {
+                error!(%address, %error, "can't listen on the ops port");
+                return ExitCode::from(FAILED);
+            }
+        };
+        writeln!(std::io::stdout(), "ops port on {bound}").ok();
+        info!(address = %bound, "ops port");
+        let operator = Arc::new(worker.operator());
+        tokio::spawn(tranche_ops::serve(tranche_ops::incoming(listener), operator, ended));
+    }
     let mut attached = worker.attached();
     let announce = async {
         if let Ok(url) = attached.wait_for(Option::is_some).await {

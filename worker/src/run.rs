@@ -2,6 +2,7 @@
 
 use crate::handler::{Handler, HandlerError, Staged};
 use crate::lease::{StageLease, Work, contains, count};
+use crate::metrics::Metrics;
 use crate::per_task::panic_text;
 use crate::session::{Event, Job, Outcome, Removal};
 use futures::FutureExt as _;
@@ -22,7 +23,12 @@ const REMOVE_TRIES: u32 = 5;
 const REMOVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Calls the handler. A panic is an error of the lease, never its success.
-pub(crate) async fn run(handlers: Arc<Handlers>, job: Job, cancel: CancellationToken) -> Event {
+pub(crate) async fn run(
+    handlers: Arc<Handlers>,
+    metrics: Arc<Metrics>,
+    job: Job,
+    cancel: CancellationToken,
+) -> Event {
     let token = job.token;
     let span = info_span!("lease", %token, handler = job.handler);
     let call = async {
@@ -31,8 +37,10 @@ pub(crate) async fn run(handlers: Arc<Handlers>, job: Job, cancel: CancellationT
         };
         call(&**handler, &job, &cancel).await
     };
+    let begun = tokio::time::Instant::now();
     let outcome = AssertUnwindSafe(call.instrument(span.clone())).catch_unwind().await;
     let _entered = span.entered();
+    metrics.ran(&job, begun.elapsed(), outcome.as_ref().ok());
     let outcome = match outcome {
         Ok(Ok(outcome)) => {
             debug!(?outcome, "lease done");

@@ -3,6 +3,7 @@
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tranche_worker::Config;
@@ -16,6 +17,7 @@ pub(crate) struct Settings {
     pub(crate) worker: Config,
     pub(crate) handlers: Vec<String>,
     pub(crate) allow_roots: Vec<PathBuf>,
+    pub(crate) ops_listen: Option<SocketAddr>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
 }
@@ -61,6 +63,12 @@ struct Flags {
     /// Handlers to offer [default: object,noop].
     #[arg(long, env = "TRANCHE_WORKER_HANDLERS", value_name = "NAMES", value_delimiter = ',')]
     handlers: Option<Vec<String>>,
+    /// Address of /metrics, /livez and /readyz; port 0 takes a free one [default: none].
+    #[arg(long, env = "TRANCHE_WORKER_OPS_LISTEN", value_name = "IP:PORT")]
+    ops_listen: Option<SocketAddr>,
+    /// Lets --ops-listen be another than loopback, in clear text, open to all [default: false].
+    #[arg(long, env = "TRANCHE_WORKER_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    insecure: Option<bool>,
     /// Level or filter of the log on stderr [default: info].
     #[arg(long, env = "TRANCHE_WORKER_LOG", value_name = "LEVEL")]
     log: Option<String>,
@@ -87,6 +95,8 @@ struct File {
     drain_timeout: Option<Duration>,
     handlers: Option<Vec<String>>,
     labels: Option<BTreeMap<String, String>>,
+    ops_listen: Option<SocketAddr>,
+    insecure: Option<bool>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -124,7 +134,16 @@ impl Settings {
         if handlers.is_empty() {
             return Err("handlers = []: at least one is needed".into());
         }
+        let ops_listen = flags.ops_listen.or(file.ops_listen);
+        let insecure = flags.insecure.or(file.insecure).unwrap_or(false);
+        if let Some(ops) = ops_listen.filter(|ops| !tranche_ops::is_loopback(ops.ip()) && !insecure) {
+            return Err(format!(
+                "ops_listen = \"{ops}\": other machines could read the metrics in clear text; listen on loopback, \
+                 or set insecure = true (--insecure) in a network you trust"
+            ));
+        }
         Ok(Self {
+            ops_listen,
             worker,
             handlers,
             allow_roots: flags.allow_root.or(file.allow_roots).unwrap_or_default(),

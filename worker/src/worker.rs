@@ -4,10 +4,11 @@ use crate::config::{Config, ConfigError};
 use crate::handler::Handler;
 use crate::lease::Token;
 use crate::link::{Link, LinkEvent};
+use crate::metrics::{Metrics, Operator};
 use crate::run::{self, Handlers};
 use crate::session::transport::{Http2, Transport};
 use crate::session::{Command, Event, LinkId, Machine, Now, Settings};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -30,6 +31,7 @@ pub struct Worker {
     transport: Arc<dyn Transport>,
     incarnation: String,
     attached: watch::Sender<Option<String>>,
+    metrics: Arc<Metrics>,
 }
 
 /// A worker could not run.
@@ -57,7 +59,8 @@ impl Worker {
     ) -> Self {
         let handlers = handlers.into_iter().map(|handler| (handler.name().to_owned(), handler)).collect();
         let incarnation = uuid::Uuid::new_v4().to_string();
-        Self { config, handlers, transport, incarnation, attached: watch::Sender::new(None) }
+        let metrics = Arc::new(Metrics::new(config.slots));
+        Self { config, handlers, transport, incarnation, attached: watch::Sender::new(None), metrics }
     }
 
     /// Says which life of the worker's id this is, 1 to 128 characters; for simulations. No two lives may
@@ -65,6 +68,11 @@ impl Worker {
     #[must_use]
     pub fn with_incarnation(self, incarnation: String) -> Self {
         Self { incarnation, ..self }
+    }
+
+    /// What an ops port tells of this worker ([`tranche_ops::serve`]).
+    pub fn operator(&self) -> Operator {
+        Operator::new(self.metrics.clone())
     }
 
     /// Tells the URL of the coordinator that last took this worker in; none before the first did.
@@ -111,6 +119,9 @@ struct Running {
     handlers: Arc<Handlers>,
     transport: Arc<dyn Transport>,
     attached: watch::Sender<Option<String>>,
+    metrics: Arc<Metrics>,
+    /// The links whose coordinators took this worker in.
+    taken_in: BTreeSet<LinkId>,
     start: Instant,
     links: JoinSet<()>,
     diallers: BTreeMap<LinkId, Dialler>,
@@ -126,7 +137,7 @@ struct Running {
 
 impl Running {
     fn new(worker: Worker) -> Self {
-        let Worker { config, handlers, transport, incarnation, attached } = worker;
+        let Worker { config, handlers, transport, incarnation, attached, metrics } = worker;
         let machine = Machine::new(Settings {
             worker: config.id.clone(),
             incarnation,
@@ -145,6 +156,8 @@ impl Running {
             handlers: Arc::new(handlers),
             transport,
             attached,
+            metrics,
+            taken_in: BTreeSet::new(),
             start: Instant::now(),
             links: JoinSet::new(),
             diallers: BTreeMap::new(),
@@ -163,6 +176,7 @@ impl Running {
         self.carry_out(commands);
         let mut draining = false;
         loop {
+            self.metrics.now(self.leases.len(), self.taken_in.len(), draining);
             let wake = self.machine.wake_at().map(|at| self.start + at);
             let event = tokio::select! {
                 biased;
@@ -214,6 +228,7 @@ impl Running {
             LinkEvent::Frame(link, frame) => Event::Frame(link, *frame),
             LinkEvent::Closed(link) => {
                 self.wires.remove(&link);
+                self.taken_in.remove(&link);
                 Event::Closed(link)
             }
         }
@@ -238,17 +253,20 @@ impl Running {
                 Command::Send(link, frame) => self.send(link, frame),
                 Command::Close(link, why) => {
                     info!(coordinator = self.url(link), why, "stream ended");
+                    self.taken_in.remove(&link);
                     if let Some(wire) = self.wires.remove(&link) {
                         wire.close.cancel();
                     }
                 }
                 Command::Attached(link) => {
+                    self.taken_in.insert(link);
                     self.attached.send_replace(Some(self.url(link).to_owned()));
                 }
                 Command::Run(job) => {
                     let cancel = CancellationToken::new();
                     self.cancels.insert(job.token, cancel.clone());
-                    self.leases.spawn(run::run(Arc::clone(&self.handlers), *job, cancel));
+                    let (handlers, metrics) = (Arc::clone(&self.handlers), Arc::clone(&self.metrics));
+                    self.leases.spawn(run::run(handlers, metrics, *job, cancel));
                 }
                 Command::Cancel(token) => {
                     if let Some(cancel) = self.cancels.get(&token) {
@@ -256,6 +274,7 @@ impl Running {
                     }
                 }
                 Command::Remove(removal) => {
+                    self.metrics.removals.inc();
                     let cancel = CancellationToken::new();
                     self.cancels.insert(removal.lease.token, cancel.clone());
                     self.leases.spawn(run::remove(Arc::clone(&self.handlers), *removal, cancel));
@@ -299,6 +318,7 @@ impl Running {
             warn!(coordinator = self.url(link), "the coordinator doesn't read: stream ended");
             wire.close.cancel();
             self.wires.remove(&link);
+            self.taken_in.remove(&link);
         }
     }
 

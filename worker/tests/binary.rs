@@ -52,6 +52,8 @@ async fn a_wrong_configuration_ends_with_2_and_names_the_field() {
     let path = file.path().to_str().unwrap();
     for (text, says) in [
         ("colour = \"blue\"", "colour"),
+        ("ops_listen = \"0.0.0.0:1\"", "ops_listen = \"0.0.0.0:1\": other machines could read"),
+        ("ops_listen = \"here\"", "ops_listen"),
         ("slots = 0", "slots = \"0\""),
         ("slots = \"many\"", "slots"),
         ("coordinators = [\"ftp://x\"]", "coordinators = \"ftp://x\""),

@@ -1,11 +1,12 @@
 //! The bounds.
 
-use super::{Config, Problem, StoreConfig, is_loopback};
+use super::{Config, Problem, StoreConfig};
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
+use tranche_ops::is_loopback;
 use tranche_proto::MAX_APPEND_BYTES;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,6 +53,14 @@ fn addresses(config: &Config, found: &mut Vec<Problem>) {
             listen,
             "other machines could reach it in clear text, and nobody is asked who they are; listen on \
              loopback, or set insecure = true (--insecure) in a network you trust",
+        ));
+    }
+    if let Some(ops) = config.ops_listen.filter(|ops| !is_loopback(ops.ip()) && !config.insecure) {
+        found.push(Problem::new(
+            "ops_listen",
+            ops,
+            "other machines could read the metrics in clear text; listen on loopback, or set insecure = true \
+             (--insecure) in a network you trust",
         ));
     }
     match &config.advertise {

@@ -40,6 +40,11 @@ const fn field(name: &'static str, value: &'static str, help: &'static str) -> F
 /// All fields.
 pub const FIELDS: &[Field] = &[
     field("listen", "IP:PORT", "Address to listen on; port 0 takes a free one [default: 127.0.0.1:7070]"),
+    field(
+        "ops_listen",
+        "IP:PORT",
+        "Address of /metrics, /livez and /readyz; port 0 takes a free one [default: none]",
+    ),
     field("advertise", "URL", "URL at which others reach this coordinator [default: the listen address]"),
     field(
         "insecure",
@@ -195,6 +200,9 @@ impl Reader {
         let mut config = Config::default();
         self.set(&mut config.listen, "listen", |text| {
             text.parse().map_err(|_| "must be an IP address and a port, as 127.0.0.1:7070")
+        });
+        self.set(&mut config.ops_listen, "ops_listen", |text| {
+            text.parse().map(Some).map_err(|_| "must be an IP address and a port, as 127.0.0.1:7071")
         });
         self.set(&mut config.advertise, "advertise", |text| some(text.to_owned()));
         self.set(&mut config.insecure, "insecure", |text| text.parse().map_err(|_| "must be true or false"));

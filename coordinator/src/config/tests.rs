@@ -63,6 +63,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 fn every_field_can_be_given_in_every_way() {
     let values = [
         ("listen", "0.0.0.0:1"),
+        ("ops_listen", "127.0.0.1:2"),
         ("advertise", "http://a:1"),
         ("insecure", "true"),
         ("store", "etcd:http://a:1,http://b:2"),
@@ -89,6 +90,7 @@ fn every_field_can_be_given_in_every_way() {
     assert_eq!(values.map(|(name, _)| name).to_vec(), FIELDS.iter().map(|f| f.name).collect::<Vec<_>>());
     let wanted = Config {
         listen: "0.0.0.0:1".parse().expect("an address"),
+        ops_listen: Some("127.0.0.1:2".parse().expect("an address")),
         advertise: Some("http://a:1".into()),
         insecure: true,
         store: StoreConfig::Etcd {
@@ -153,6 +155,7 @@ fn values_that_cannot_be_read_are_named_with_their_origin() {
     assert!(text.contains("max_watchers in") && text.contains("\"-1\""), "{text}");
     for (name, value) in [
         ("listen", "localhost"),
+        ("ops_listen", "7071"),
         ("insecure", "perhaps"),
         ("store", "sqlite:x"),
         ("log_format", "xml"),
@@ -227,6 +230,10 @@ fn another_address_than_loopback_needs_insecure() {
     let text = problem(load(None, &[], &[("listen", "10.0.0.1:1")]));
     assert!(text.starts_with("listen = \"10.0.0.1:1\"") && text.contains("--insecure"), "{text}");
     load(None, &[], &[("listen", "10.0.0.1:1"), ("insecure", "true")]).expect("asked for");
+    load(None, &[], &[("ops_listen", "[::1]:1")]).expect("loopback");
+    let text = problem(load(None, &[], &[("ops_listen", "10.0.0.1:1")]));
+    assert!(text.starts_with("ops_listen = \"10.0.0.1:1\"") && text.contains("--insecure"), "{text}");
+    load(None, &[], &[("ops_listen", "0.0.0.0:1"), ("insecure", "true")]).expect("asked for");
     let text = problem(load(None, &[], &[("listen", "0.0.0.0:1"), ("insecure", "true")]));
     assert!(text.starts_with("advertise: is required"), "{text}");
     let all = [("listen", "[::]:1"), ("insecure", "true"), ("advertise", "http://h:1")];

@@ -8,15 +8,18 @@
 //! Sending is part of it, so that a worker that was told of a rollback can't get a staging lease of that
 //! batch afterwards.
 
+mod figures;
 mod latency;
 mod queue;
 mod session;
 mod workers;
 
+pub use figures::{Figures, HandlerFigures};
 pub use latency::Latency;
 pub use session::{Hello, Session, SessionId};
 pub use workers::Place;
 
+use crate::metrics::Dealt;
 use crate::node::Host;
 use crate::store::keys::BatchKey;
 use queue::Queue;
@@ -41,6 +44,7 @@ pub type Outbound = mpsc::Sender<Result<v1::AttachResponse, Status>>;
 pub struct Dispatch {
     inner: Mutex<Inner>,
     latency: Latency,
+    dealt: Dealt,
     origin: Instant,
     host: Host,
 }
@@ -90,7 +94,7 @@ impl Default for Dispatch {
 impl Dispatch {
     /// A hub without workers, whose times begin at `origin`.
     pub fn new(origin: Instant, host: Host) -> Self {
-        Self { inner: Mutex::default(), latency: Latency::default(), origin, host }
+        Self { inner: Mutex::default(), latency: Latency::default(), dealt: Dealt::default(), origin, host }
     }
 
     fn now(&self) -> Now {
@@ -105,6 +109,11 @@ impl Dispatch {
     /// Latencies from a worker's credit and a batch's backlog both being there to the lease being sent.
     pub fn grant_latency(&self) -> &Latency {
         &self.latency
+    }
+
+    /// What was dealt, counted.
+    pub fn dealt(&self) -> &Dealt {
+        &self.dealt
     }
 
     // ---- batches ----
@@ -212,15 +221,18 @@ impl Dispatch {
         }
         let Some((session, backlog)) = inner.session_and_backlog(worker) else { return false };
         let since = session.answered(&delivery.batch);
-        session
-            .outstanding
-            .insert(delivery.token, Outstanding { batch: delivery.batch, bytes: delivery.bytes });
+        session.outstanding.insert(
+            delivery.token,
+            Outstanding { batch: delivery.batch, bytes: delivery.bytes, reported: None },
+        );
         for frame in delivery.frames {
             session.send(Frame::Grant(v1::Grant { backlog, ..frame }));
         }
-        if let Some(since) = since {
-            self.latency.add(since.elapsed());
+        let waited = since.map(|since| since.elapsed());
+        if let Some(waited) = waited {
+            self.latency.add(waited);
         }
+        self.dealt.granted(delivery.phase, waited);
         true
     }
 
@@ -234,6 +246,10 @@ impl Dispatch {
         let mut inner = self.lock();
         let token = ack.token.as_ref().map(crate::driver::records::token_from);
         if let Some((session, backlog)) = inner.session_and_backlog(worker) {
+            let lease = token.and_then(|token| session.outstanding.get(&token));
+            if let Some(since) = lease.and_then(|lease| lease.reported) {
+                self.dealt.report.observe(since.elapsed().as_secs_f64());
+            }
             session.send(Frame::Ack(v1::Ack { heartbeat: 0, reports: vec![ack], backlog }));
         }
         if let Some(token) = token {

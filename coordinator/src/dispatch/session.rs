@@ -8,6 +8,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tranche_engine::{LEASE_BYTES, Now, Token, WorkerKey};
+use tranche_ops::prometheus_client::metrics::counter::Counter;
 use tranche_proto::v1::{self, attach_response::Frame};
 
 /// Which session; never used twice.
@@ -38,6 +39,8 @@ pub struct Hello {
 pub(super) struct Outstanding {
     pub(super) batch: BatchKey,
     pub(super) bytes: u64,
+    /// Since when its report is on its way to its batch.
+    pub(super) reported: Option<Instant>,
 }
 
 /// One worker's stream.
@@ -68,11 +71,13 @@ pub struct Session {
     /// waited.
     pub(super) taken: VecDeque<(BatchKey, Instant)>,
     pub(super) end: CancellationToken,
+    /// Counts those that are dropped because they don't read.
+    dropped: Counter,
     out: Outbound,
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId, hello: Hello, since: Now, out: Outbound) -> Self {
+    pub(super) fn new(id: SessionId, hello: Hello, since: Now, dropped: Counter, out: Outbound) -> Self {
         Self {
             id,
             worker: hello.worker,
@@ -89,6 +94,7 @@ impl Session {
             outstanding: BTreeMap::new(),
             taken: VecDeque::new(),
             end: CancellationToken::new(),
+            dropped,
             out,
         }
     }
@@ -111,7 +117,7 @@ impl Session {
 
     /// It holds this lease, from before. Its bytes aren't known any more; the window of leases bounds them.
     pub(super) fn hold(&mut self, batch: BatchKey, token: Token) {
-        self.outstanding.entry(token).or_insert(Outstanding { batch, bytes: 0 });
+        self.outstanding.entry(token).or_insert(Outstanding { batch, bytes: 0, reported: None });
     }
 
     /// Forgets a batch's leases and the requests that were taken for it. Says whether there were any.
@@ -144,6 +150,9 @@ impl Session {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
                 tracing::warn!(worker.id = %self.worker.id, "worker doesn't read its frames: dropped");
+                if !self.end.is_cancelled() {
+                    self.dropped.inc();
+                }
                 self.end.cancel();
             }
             Err(TrySendError::Closed(_)) => self.end.cancel(),

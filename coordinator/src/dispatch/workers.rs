@@ -29,7 +29,7 @@ impl Dispatch {
         let id = SessionId(inner.next_id);
         let named: BTreeSet<BatchKey> = hello.held.iter().map(|(batch, _)| batch.clone()).collect();
         let held = std::mem::take(&mut hello.held);
-        let mut session = Session::new(id, hello, self.now(), out);
+        let mut session = Session::new(id, hello, self.now(), self.dealt.dropped.clone(), out);
         session.send(Frame::Welcome(welcome));
         if let Some(replicas) = &inner.replicas {
             session.send(Frame::Replicas(replicas.clone()));
@@ -76,6 +76,17 @@ impl Dispatch {
     pub fn seen(&self, id: SessionId) {
         if let Some(session) = self.lock().sessions.get_mut(&id) {
             session.seen = Instant::now();
+        }
+    }
+
+    /// A worker is alive, and brings a report: the time until that is answered is counted.
+    pub fn reported(&self, id: SessionId, token: Token) {
+        if let Some(session) = self.lock().sessions.get_mut(&id) {
+            session.seen = Instant::now();
+            if let Some(lease) = session.outstanding.get_mut(&token) {
+                // One that is sent again waits since it was first.
+                lease.reported.get_or_insert(session.seen);
+            }
         }
     }
 

@@ -48,7 +48,10 @@ impl Driver {
                     }
                     self.deliver(grant);
                 }
-                Command::Ack { worker, token, result } => dispatch.ack(&worker, ack(token, result)),
+                Command::Ack { worker, token, result } => {
+                    self.shared.metrics.batches.report(&result);
+                    dispatch.ack(&worker, ack(token, result));
+                }
                 Command::Broadcast { phase } => {
                     tracing::info!(batch.id = %self.key, ?phase, "decided");
                     dispatch.broadcast(&self.key, phase_to_proto(phase));
@@ -56,6 +59,7 @@ impl Driver {
                 Command::Tell { worker, phase } => dispatch.tell(&worker, &self.key, phase_to_proto(phase)),
                 Command::Revoke { worker, token, reason } => {
                     tracing::info!(batch.id = %self.key, worker.id = %worker.id, %token, reason, "lease revoked");
+                    self.shared.metrics.batches.revoked.inc();
                     dispatch.revoke(&worker, &self.key, token, reason);
                 }
                 Command::Freed { worker, token } => dispatch.freed(&worker, token),

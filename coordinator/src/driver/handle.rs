@@ -4,6 +4,8 @@ use crate::error::Error;
 use crate::node::{Term, View};
 use crate::store::keys::BatchKey;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
 use tranche_engine::{Answer, Epoch, Event, LeaseView, Now, Refusal, Segment};
@@ -51,6 +53,17 @@ pub struct Handle {
     writing: Arc<Mutex<()>>,
     epoch: Epoch,
     term: Term,
+    progress: Progress,
+}
+
+/// When a batch last came further, in milliseconds of the coordinator's clock.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    pub(super) fn made(&self, at: Duration) {
+        self.0.store(u64::try_from(at.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
 }
 
 impl Handle {
@@ -60,8 +73,9 @@ impl Handle {
         writing: Arc<Mutex<()>>,
         epoch: Epoch,
         term: Term,
+        progress: Progress,
     ) -> Self {
-        Self { inputs, view, writing, epoch, term }
+        Self { inputs, view, writing, epoch, term, progress }
     }
 
     /// Of which ownership.
@@ -84,6 +98,11 @@ impl Handle {
     /// whatever the driver still does and knows.
     pub fn ended(&self) -> bool {
         self.inputs.is_closed() || !self.term.lives()
+    }
+
+    /// How long the batch has made no progress: not further than the time of this ownership.
+    pub fn stalled(&self, now: Duration) -> Duration {
+        now.saturating_sub(Duration::from_millis(self.progress.0.load(Ordering::Relaxed)))
     }
 
     /// The session that the batch is owned in.

@@ -17,6 +17,7 @@ use crate::node::{Live, Shared, Term, View};
 use crate::store::keys::BatchKey;
 use crate::store::{StoreError, Txn, TxnOutcome, commit};
 use act::Deliveries;
+use handle::Progress;
 use ledger::{Ledger, Loaded};
 use report::Early;
 use std::collections::BTreeMap;
@@ -25,7 +26,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tranche_engine::{Answer, Batch, Epoch, Event, OpId, Refusal, Settings, State, Token, WorkerKey, Write};
+use tranche_engine::{
+    Answer, Batch, Epoch, Event, OpId, Refusal, Settings, State, StateRecord, Token, WorkerKey, Write,
+};
 use tranche_proto::v1;
 
 /// Inputs worked in before the next step: with the engine's own bound a step's worth.
@@ -69,6 +72,9 @@ pub struct Driver {
     deliveries: Deliveries,
     early_report: Option<Early>,
     ended: bool,
+    /// The state that was counted last.
+    counted: StateRecord,
+    progress: Progress,
 }
 
 impl Driver {
@@ -87,12 +93,15 @@ impl Driver {
         let priority = loaded.spec.batch.as_ref().map_or(1, |batch| batch.priority.max(1).cast_unsigned());
         let now = shared.now();
         let epoch = Epoch(loaded.lock_revision);
+        let counted = loaded.records.state.clone();
+        let progress = Progress::default();
+        progress.made(now.at);
         let batch = Batch::new(spec, epoch, settings, loaded.records, now);
         let (sender, inputs) = mpsc::channel(INPUT_BOUND);
         let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
         let (view, seen) = watch::channel(Arc::new(view));
         let writing = Arc::new(Mutex::new(()));
-        let handle = Handle::new(sender, seen, writing.clone(), epoch, term);
+        let handle = Handle::new(sender, seen, writing.clone(), epoch, term, progress.clone());
         let driver = Self {
             shared,
             key,
@@ -110,6 +119,8 @@ impl Driver {
             deliveries: Deliveries::default(),
             early_report: None,
             ended: false,
+            counted,
+            progress,
         };
         (driver, handle)
     }
@@ -325,6 +336,10 @@ impl Driver {
         match written {
             Written::Applied(revision) => {
                 self.ledger.applied(&flight.write, flight.decision, revision);
+                for segment in &flight.write.segments {
+                    self.shared.metrics.batches.appended(segment.run.len(), segment.bytes);
+                }
+                self.count(flight.write.state);
                 let commands = self.batch.written(self.shared.now());
                 self.publish();
                 self.act(commands);
@@ -351,6 +366,8 @@ impl Driver {
             match ledger::load(&*self.shared.store, &self.key).await {
                 Ok(Some(loaded)) if loaded.lock_revision == self.batch.epoch().0 => {
                     self.ledger = loaded.ledger;
+                    // Nobody else writes it: what it is further was a write of ours whose answer was lost.
+                    self.count(loaded.records.state.clone());
                     self.batch.reload(loaded.records, self.shared.now());
                     self.publish();
                     return Ok(());
@@ -369,6 +386,15 @@ impl Driver {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The batch's state is this in the store.
+    fn count(&mut self, state: StateRecord) {
+        let metrics = &self.shared.metrics.batches;
+        if metrics.written(&self.counted, &state, self.ledger.decision.as_ref()) {
+            self.progress.made(self.shared.origin.elapsed());
+        }
+        self.counted = state;
     }
 
     fn take_in(&mut self, input: Input) {

@@ -47,8 +47,8 @@ struct Limit {
 }
 
 impl Limit {
-    fn new(what: &'static str, most: usize) -> Self {
-        Self { what, most, free: Arc::new(Semaphore::new(most)) }
+    fn new(what: &'static str, most: usize, free: &Arc<Semaphore>) -> Self {
+        Self { what, most, free: free.clone() }
     }
 
     fn enter(&self) -> Result<OwnedSemaphorePermit, Status> {
@@ -63,14 +63,15 @@ impl Batches {
         shutdown: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
+        let shared = owners.node.shared();
         Self {
+            watchers: Limit::new("watchers", config.max_watchers, &shared.watchers),
+            appenders: Limit::new("append streams", config.max_append_streams, &shared.appenders),
             node: owners.node.clone(),
             owners,
             limit: config.request_timeout,
             shutdown,
             tasks,
-            watchers: Limit::new("watchers", config.max_watchers),
-            appenders: Limit::new("append streams", config.max_append_streams),
         }
     }
 }
@@ -296,7 +297,7 @@ mod tests {
 
     #[test]
     fn one_stream_over_the_limit_is_refused_until_one_ends() {
-        let limit = Limit::new("watchers", 2);
+        let limit = Limit::new("watchers", 2, &Arc::new(Semaphore::new(2)));
         let one = limit.enter().expect("the first");
         let _two = limit.enter().expect("the second");
         let status = limit.enter().expect_err("the third");

@@ -6,7 +6,9 @@
 //! carry. Streams count only until they begin to answer; their services limit how many are open.
 
 use super::status;
+use super::told::Told;
 use crate::error::Error;
+use crate::metrics::CallMetrics;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::HeaderValue;
@@ -44,12 +46,24 @@ pub struct CallLayer {
     most: usize,
     timeout: Duration,
     shutdown: CancellationToken,
+    metrics: CallMetrics,
 }
 
 impl CallLayer {
     /// At most `most` calls at once, each of at most `timeout`; none new after `shutdown`.
     pub(crate) fn new(most: usize, timeout: Duration, shutdown: CancellationToken) -> Self {
-        Self { free: Arc::new(Semaphore::new(most)), most, timeout, shutdown }
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+            timeout,
+            shutdown,
+            metrics: CallMetrics::default(),
+        }
+    }
+
+    /// Counts what it lets through and what it refuses.
+    pub(crate) fn counted(self, metrics: CallMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Waits until no call is in work.
@@ -102,6 +116,7 @@ where
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
         let ours = request.uri().path().starts_with(OURS);
+        let method = CallMetrics::method(request.uri().path());
         let work = async move {
             let started = tokio::time::Instant::now();
             let mut response = if ours && layer.shutdown.is_cancelled() {
@@ -120,8 +135,18 @@ where
             if !ours {
                 response = response.map(|body| Body::new(Ending::new(body, layer.shutdown.clone())));
             }
-            let code = Status::from_header_map(response.headers()).map(|status| status.code());
-            tracing::debug!(rpc.code = ?code.unwrap_or(tonic::Code::Ok), elapsed = ?started.elapsed(), "answered");
+            let status = Status::from_header_map(response.headers());
+            let code = status.as_ref().map_or(tonic::Code::Ok, Status::code);
+            let elapsed = started.elapsed();
+            tracing::debug!(rpc.code = ?code, ?elapsed, "answered");
+            if ours {
+                layer.metrics.answered(method, elapsed);
+                match status {
+                    Some(status) => layer.metrics.ended(method, Some(&status)),
+                    // How it ends comes behind what it says.
+                    None => response = response.map(|body| Told::wrap(body, layer.metrics.clone(), method)),
+                }
+            }
             response.headers_mut().insert(REQUEST_ID, id);
             Ok(response)
         };

@@ -11,6 +11,7 @@ mod meter;
 pub(crate) mod page;
 mod peers;
 pub mod status;
+mod told;
 pub(crate) mod validate;
 mod watch;
 pub mod worker;
@@ -34,6 +35,9 @@ use tranche_proto::{FILE_DESCRIPTOR_SET, HTTP2_FRAME_BYTES, MAX_APPEND_BYTES};
 /// The services whose health is told, beside the whole ("").
 const SERVICES: [&str; 3] =
     ["tranche.v1.BatchService", "tranche.v1.WorkerService", "tranche.v1.AdminService"];
+/// A service that doesn't exist, whose health says only that the process answers: what a liveness probe asks for.
+/// A coordinator whose store is away isn't ready, and to start it anew would help nobody.
+pub const LIVE: &str = "tranche.live";
 /// A message a little over the limit is still read, so that it can be refused with its field.
 const MAX_MESSAGE_BYTES: usize = MAX_APPEND_BYTES + 1024 * 1024;
 /// A ping when nothing came for this long: below the idle limits of usual load balancers.
@@ -81,6 +85,7 @@ pub fn routes_over(
     peers: Arc<Peers>,
 ) -> Services {
     let tasks = TaskTracker::new();
+    let metrics = node.shared().metrics.calls.clone();
     let owners = peers::Owners::new(node, peers, config.max_append_inflight_bytes);
     let batches = batch::Batches::new(owners.clone(), config, shutdown.clone(), tasks.clone());
     let reporter = HealthReporter::new();
@@ -96,7 +101,7 @@ pub fn routes_over(
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
     let (most, timeout) = (config.max_concurrent_requests, config.request_timeout);
-    let calls = layers::CallLayer::new(most, timeout, shutdown.clone());
+    let calls = layers::CallLayer::new(most, timeout, shutdown.clone()).counted(metrics);
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -122,9 +127,10 @@ pub fn incoming(listener: TcpListener) -> TcpIncoming {
 pub struct Health(HealthReporter);
 
 impl Health {
-    /// Says for every service, and for the whole, whether it serves.
+    /// Says for every service, and for the whole, whether it serves. [`LIVE`] always does.
     pub async fn set(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.0.set_service_status(LIVE, ServingStatus::Serving).await;
         for service in SERVICES.into_iter().chain([""]) {
             self.0.set_service_status(service, status).await;
         }

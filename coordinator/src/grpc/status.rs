@@ -18,6 +18,31 @@ const RETRY_SOON: Duration = Duration::from_millis(200);
 /// What is behind an unreachable store or storage rarely heals faster.
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
+/// Every reason that a client may be told.
+pub(crate) const REASONS: [&str; 20] = [
+    "INVALID_ARGUMENT",
+    "BATCH_NOT_FOUND",
+    "ALREADY_DECIDED",
+    "WRONG_STATE",
+    "REQUEST_ID_REUSED",
+    "TOTAL_MISMATCH",
+    "APPEND_GAP",
+    "APPEND_OVERTAKEN",
+    "BATCH_SEALED",
+    "NO_OWNER",
+    "SHUTTING_DOWN",
+    "STORE_UNAVAILABLE",
+    "STORE_OUTCOME_UNKNOWN",
+    "STORE_FULL",
+    "STORE_REJECTED",
+    "DAMAGED",
+    "OBJECTS_UNAVAILABLE",
+    "OVERLOADED",
+    "REQUEST_TIMEOUT",
+    // Of an error that has no reason of ours.
+    "OTHER",
+];
+
 /// What becomes of an error.
 struct Row {
     code: Code,
@@ -273,6 +298,7 @@ mod tests {
             let details = status.get_error_details();
             let info = details.error_info().expect("always there");
             assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, DOMAIN));
+            assert!(REASONS.contains(&reason), "{reason} isn't counted");
             let mut found: Vec<_> =
                 info.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
             found.sort();

@@ -253,7 +253,12 @@ impl Attached {
             dispatch.heartbeat(self.id, heartbeat.number);
             return Ok(());
         }
-        dispatch.seen(self.id);
+        match &frame {
+            Some(Frame::Report(v1::Report { token: Some(token), .. })) => {
+                dispatch.reported(self.id, token_from(token));
+            }
+            _ => dispatch.seen(self.id),
+        }
         match frame {
             Some(Frame::Credit(credit)) => {
                 let leases = u32::try_from(credit.leases).unwrap_or(0);

@@ -148,6 +148,7 @@ async fn make(
     };
     if let (TxnOutcome::Applied(epoch), in_doubt) = settled {
         tracing::info!(batch.id = %batch, "batch created");
+        shared.metrics.batches.created.inc();
         if !in_doubt {
             // Nothing can be other than it was written: it needs no reading.
             let loaded = Loaded::made(&batch, records.0, &records.1, epoch)?;

@@ -5,8 +5,8 @@ use crate::driver::ledger;
 use crate::error::Error;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Entry, Revision};
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::watch;
 use tranche_proto::v1;
 
@@ -45,7 +45,12 @@ impl Member {
 pub struct Members {
     list: watch::Sender<Arc<Vec<Member>>>,
     owners: RwLock<Owners>,
+    /// Those that went last, and when: at most [`GONE`].
+    gone: Mutex<VecDeque<(String, Revision)>>,
 }
+
+/// How many coordinators that went are remembered: until what they owned is taken, which is seconds.
+const GONE: usize = 64;
 
 #[derive(Debug, Default)]
 struct Owners {
@@ -95,6 +100,22 @@ impl Members {
 
     fn owners(&self) -> std::sync::RwLockReadGuard<'_, Owners> {
         self.owners.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A coordinator's record was deleted.
+    pub(super) fn went(&self, id: &str, revision: Revision) {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if gone.len() == GONE {
+            gone.pop_front();
+        }
+        gone.push_back((id.to_owned(), revision));
+    }
+
+    /// Whether a coordinator had signed off before what happened at this revision. One that is lost goes together
+    /// with its locks.
+    pub(super) fn signed_off(&self, id: &str, before: Revision) -> bool {
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.iter().any(|(of, revision)| of == id && *revision < before)
     }
 
     /// Who holds a batch's lock, and its epoch.

@@ -12,6 +12,7 @@ use super::{Member, Shared, Term};
 use crate::config::{DEFAULT_SESSION_TTL, StoreConfig};
 use crate::driver::{ledger, records};
 use crate::error::Error;
+use crate::metrics::Cause;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Entry, RangeOptions, Revision, Session, StoreError, Txn, Watch, WatchEvent, commit};
 use std::sync::{Arc, PoisonError};
@@ -99,6 +100,7 @@ async fn own(
             lost_at_start()
         });
     }
+    shared.metrics.ownership.sessions.inc();
     let term = Term::new(session.clone(), store.clone(), &shared.stop, &shared.cut);
     // Should this panic, the drivers must not hold on to the locks.
     let _cut = term.cut.clone().drop_guard();
@@ -161,6 +163,7 @@ async fn serve(
             () = shared.stop.cancelled() => return Ok(()),
             () = lost(session) => {
                 tracing::warn!("session with the store lost: every batch is given up and taken again");
+                shared.metrics.ownership.lost.inc();
                 return Ok(());
             }
             // What was missed is read; a store that doesn't answer just then costs no batch its owner.
@@ -193,8 +196,9 @@ async fn member_changed(shared: &Shared, event: WatchEvent) -> Result<(), Error>
             let Some(member) = Member::decode(&entry) else { return Ok(()) };
             shared.members.change(|list| drop(list.insert(member.id.clone(), member)))
         }
-        WatchEvent::Deleted(key, _) => {
+        WatchEvent::Deleted(key, revision) => {
             let id = key.strip_prefix(keys::COORDINATORS).unwrap_or_default();
+            shared.members.went(id, revision);
             shared.members.change(|list| drop(list.remove(id)))
         }
         WatchEvent::Missed(_) => return list_members(shared).await,
@@ -245,7 +249,9 @@ async fn lock_changed(
                 let last = shared.members.unlocked(&batch, revision);
                 // An event that is late says nothing of who has it now.
                 if shared.members.owner(&batch).is_none() {
-                    takes.free(shared, batch, last.as_ref().map(|last| last.id.as_str()));
+                    let last = last.as_ref().map(|last| last.id.as_str());
+                    let handed = last.is_some_and(|last| shared.members.signed_off(last, revision));
+                    takes.free(shared, batch, last, if handed { Cause::Handover } else { Cause::Loss });
                 }
             }
         }
@@ -257,7 +263,7 @@ async fn lock_changed(
                 }
             }
             for batch in free(shared).await? {
-                takes.free(shared, batch, None);
+                takes.free(shared, batch, None, Cause::Loss);
             }
         }
     }

@@ -6,8 +6,9 @@ use crate::dispatch::Dispatch;
 use crate::driver::Handle;
 use crate::error::Error;
 use crate::manifest::Objects;
+use crate::metrics::Metrics;
 use crate::store::keys::{self, BatchKey};
-use crate::store::{SessionId, Store, StoreError};
+use crate::store::{Measured, SessionId, Store, StoreError};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -25,7 +26,9 @@ pub struct Shared {
     pub host: Host,
     /// Its configuration.
     pub config: Config,
-    /// The store.
+    /// What is counted as it happens.
+    pub metrics: Arc<Metrics>,
+    /// The store; what goes through it is counted.
     pub store: Arc<dyn Store>,
     /// The object storage.
     pub objects: Objects,
@@ -43,6 +46,10 @@ pub struct Shared {
     pub start_time_ms: i64,
     /// Bytes of tasks that are not durable yet, of all append streams; a permit is one byte.
     pub append_bytes: Arc<Semaphore>,
+    /// WatchBatch streams that may be opened still.
+    pub watchers: Arc<Semaphore>,
+    /// AppendTasks streams that may be opened still.
+    pub appenders: Arc<Semaphore>,
     /// Who else is there, and who owns what.
     pub members: Members,
     pub(super) session: watch::Sender<Option<SessionId>>,
@@ -61,12 +68,16 @@ impl Shared {
         stop: CancellationToken,
     ) -> Self {
         let origin = Instant::now();
+        let metrics = Arc::new(Metrics::default());
         Self {
             id: host.new_id(),
             endpoint,
             append_bytes: Arc::new(Semaphore::new(config.max_append_inflight_bytes)),
+            watchers: Arc::new(Semaphore::new(config.max_watchers)),
+            appenders: Arc::new(Semaphore::new(config.max_append_streams)),
             config,
-            store,
+            store: Arc::new(Measured::new(store, metrics.clone())),
+            metrics,
             objects,
             dispatch: Arc::new(Dispatch::new(origin, host.clone())),
             stop,
@@ -105,6 +116,22 @@ impl Shared {
                 Err(Error::Store(StoreError::Unavailable(message)))
             }
         }
+    }
+
+    /// Whether new work can be taken: not while the process leaves, nor without a session with the store.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub fn ready(&self) -> Result<(), Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::ShuttingDown);
+        }
+        self.living().map(drop)
+    }
+
+    /// The session with the store, and its changes.
+    pub(crate) fn sessions(&self) -> watch::Receiver<Option<SessionId>> {
+        self.session.subscribe()
     }
 
     /// All batches that are owned here.

@@ -88,6 +88,7 @@ async fn settle(
             return Err(doubt.take().map_or(failure, StoreError::Unknown));
         }
         tracing::debug!(error = %failure, in_doubt = doubt.is_some(), "transaction is tried again");
+        store.tried_again();
         sleep(pause).await;
     }
 }

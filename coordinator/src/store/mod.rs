@@ -10,6 +10,9 @@ pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod keys;
+mod measured;
+
+pub use measured::Measured;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -256,4 +259,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// How many transactions were carried out or refused through this handle.
     fn transactions(&self) -> u64;
+
+    /// A transaction is tried again now; for whoever counts that.
+    fn tried_again(&self) {}
 }

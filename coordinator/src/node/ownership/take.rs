@@ -3,6 +3,7 @@
 use super::{PAUSE, Shared};
 use crate::driver::{Driver, ledger};
 use crate::error::Error;
+use crate::metrics::Cause;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Revision, SessionId, Txn, TxnOutcome, commit};
 use bytes::Bytes;
@@ -30,8 +31,8 @@ const OWN_MOMENT: Duration = Duration::from_secs(1);
 /// What is to be done with a batch's lock.
 #[derive(Clone, Copy, Debug)]
 enum Job {
-    /// Take it, if it is free.
-    Take,
+    /// Take it, if it is free; why it is.
+    Take(Cause),
     /// It was taken by this coordinator, at this epoch: drive the batch, if that isn't done.
     Drive(Revision),
 }
@@ -50,15 +51,15 @@ pub(super) struct Takes {
 
 impl Takes {
     /// The lock is free: it is taken when it is this coordinator's turn. `last` is the owner that left.
-    pub(super) fn free(&mut self, shared: &Shared, batch: BatchKey, last: Option<&str>) {
+    pub(super) fn free(&mut self, shared: &Shared, batch: BatchKey, last: Option<&str>, cause: Cause) {
         let rank = u32::try_from(shared.members.rank(&batch, &shared.id, last)).unwrap_or(u32::MAX);
-        self.plan(batch, Job::Take, STEP.saturating_mul(rank));
+        self.plan(batch, Job::Take(cause), STEP.saturating_mul(rank));
     }
 
     /// The same, for a batch that was there when the session began.
     pub(super) fn free_at_start(&mut self, shared: &Shared, batch: BatchKey) {
         self.first.insert(batch.clone());
-        self.free(shared, batch, None);
+        self.free(shared, batch, None, Cause::Start);
     }
 
     /// The lock was taken.
@@ -102,7 +103,7 @@ impl Takes {
             self.work.spawn(async move {
                 let work = async {
                     match job {
-                        Job::Take => take(&shared, &batch).await,
+                        Job::Take(cause) => take(&shared, &batch, cause).await,
                         Job::Drive(epoch) if driven(&shared, &batch, epoch) => Ok(()),
                         Job::Drive(epoch) => {
                             let session = *shared.session.borrow();
@@ -146,7 +147,7 @@ impl Takes {
         }
         // What came since is newer; and a lock that somebody has isn't free.
         let superseded = self.jobs.contains_key(&batch)
-            || matches!(job, Job::Take) && shared.members.owner(&batch).is_some();
+            || matches!(job, Job::Take(_)) && shared.members.owner(&batch).is_some();
         if !superseded {
             tracing::warn!(batch.id = %batch, %error, "batch not taken yet, tried again");
             self.plan(batch, job, PAUSE);
@@ -165,7 +166,7 @@ pub(in crate::node) fn lock_record(shared: &Shared) -> Bytes {
 }
 
 /// Takes a batch's lock, if it is free and the batch still needs an owner.
-async fn take(shared: &Arc<Shared>, batch: &BatchKey) -> Result<(), Error> {
+async fn take(shared: &Arc<Shared>, batch: &BatchKey, cause: Cause) -> Result<(), Error> {
     let store = &*shared.store;
     let Some(session) = *shared.session.borrow() else { return Ok(()) };
     let Some(state) = store.get(&keys::state(batch)).await? else { return Ok(()) };
@@ -182,6 +183,7 @@ async fn take(shared: &Arc<Shared>, batch: &BatchKey) -> Result<(), Error> {
         TxnOutcome::Refused => Ok(()),
         TxnOutcome::Applied(epoch) => {
             tracing::info!(batch.id = %batch, epoch, "sequence lock taken");
+            shared.metrics.ownership.taken(cause);
             drive_created(shared, batch, epoch, session).await
         }
     }
@@ -290,6 +292,7 @@ pub(in crate::node) fn drive_loaded(
 /// process lives; without it another begins from the records, and so may this one.
 async fn release(shared: &Shared, batch: &BatchKey, epoch: Revision, stop: &CancellationToken) {
     tracing::error!(batch.id = %batch, "driver failed, its lock is given up");
+    shared.metrics.ownership.panics.inc();
     tokio::select! {
         biased;
         // The lock goes with the session.

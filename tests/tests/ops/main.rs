@@ -1,0 +1,6 @@
+//! The ops ports of real processes: what probes and Prometheus get to see.
+#![allow(clippy::float_cmp, reason = "counts are whole numbers")]
+
+mod coordinator;
+mod probes;
+mod worker;
