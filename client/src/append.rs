@@ -201,7 +201,8 @@ where
         let _ = outbox.try_send(opening);
         let client = &self.appender.client;
         let mut batches = client.batches();
-        let mut acks = client.once(CALL, batches.append_tasks(ReceiverStream::new(requests))).await?;
+        let mut acks =
+            client.once(CALL, batches.append_tasks(client.request(ReceiverStream::new(requests)))).await?;
         let limit = self.options.call_timeout;
         let first = tokio::time::timeout(limit, acks.message()).await;
         self.acknowledge(first.unwrap_or_else(|_| Err(crate::client::too_late(limit))))?;

@@ -24,7 +24,7 @@ impl Client {
             request.request_id = Uuid::now_v7().to_string();
         }
         self.repeated("CreateBatch", || {
-            let (mut batches, request) = (self.batches(), Self::request(request.clone()));
+            let (mut batches, request) = (self.batches(), self.request(request.clone()));
             async move { batches.create_batch(request).await }
         })
         .await
@@ -48,7 +48,7 @@ impl Client {
         self.repeated("SealBatch", || {
             let request = v1::SealBatchRequest { name: name.to_owned(), total };
             let mut batches = self.batches();
-            async move { batches.seal_batch(Self::request(request)).await }
+            async move { batches.seal_batch(self.request(request)).await }
         })
         .await
     }
@@ -71,7 +71,7 @@ impl Client {
         self.repeated("GetBatch", || {
             let request = v1::GetBatchRequest { name: name.to_owned() };
             let mut batches = self.batches();
-            async move { batches.get_batch(Self::request(request)).await }
+            async move { batches.get_batch(self.request(request)).await }
         })
         .await
     }
@@ -79,7 +79,7 @@ impl Client {
     /// One page of batches, the newest first.
     pub async fn list_page(&self, request: v1::ListBatchesRequest) -> Result<v1::ListBatchesResponse, Error> {
         self.repeated("ListBatches", || {
-            let (mut batches, request) = (self.batches(), Self::request(request.clone()));
+            let (mut batches, request) = (self.batches(), self.request(request.clone()));
             async move { batches.list_batches(request).await }
         })
         .await
@@ -103,7 +103,7 @@ impl Client {
         self.repeated("CommitBatch", || {
             let request = v1::CommitBatchRequest { name: name.to_owned(), actor: actor.to_owned() };
             let mut batches = self.batches();
-            async move { batches.commit_batch(Self::request(request)).await }
+            async move { batches.commit_batch(self.request(request)).await }
         })
         .await
     }
@@ -117,7 +117,7 @@ impl Client {
                 message: message.to_owned(),
             };
             let mut batches = self.batches();
-            async move { batches.cancel_batch(Self::request(request)).await }
+            async move { batches.cancel_batch(self.request(request)).await }
         })
         .await
     }
@@ -129,7 +129,7 @@ impl Client {
         loop {
             let request = v1::RetryFailedRequest { name: name.to_owned() };
             let mut batches = self.batches();
-            match self.once("RetryFailed", batches.retry_failed(Self::request(request))).await {
+            match self.once("RetryFailed", batches.retry_failed(self.request(request))).await {
                 Err(error) if error.not_done() => retry.pause(error).await?,
                 answer => return answer,
             }
@@ -142,7 +142,7 @@ impl Client {
         request: v1::ListFailuresRequest,
     ) -> Result<v1::ListFailuresResponse, Error> {
         self.repeated("ListFailures", || {
-            let (mut batches, request) = (self.batches(), Self::request(request.clone()));
+            let (mut batches, request) = (self.batches(), self.request(request.clone()));
             async move { batches.list_failures(request).await }
         })
         .await
@@ -166,7 +166,7 @@ impl Client {
             let mut batches = self.batches();
             let again = !first.swap(false, std::sync::atomic::Ordering::Relaxed);
             async move {
-                match batches.delete_batch(Self::request(request)).await {
+                match batches.delete_batch(self.request(request)).await {
                     // The answer of the attempt before was lost, not its effect.
                     Err(status) if again && status.code() == Code::NotFound => Ok(tonic::Response::new(())),
                     answer => answer.map(|_| tonic::Response::new(())),
@@ -184,7 +184,7 @@ impl Client {
             async move {
                 let request = v1::ListWorkersRequest { page_size: PAGE, page_token };
                 let page = client.repeated("ListWorkers", || {
-                    let (mut admin, request) = (client.admin(), Self::request(request.clone()));
+                    let (mut admin, request) = (client.admin(), client.request(request.clone()));
                     async move { admin.list_workers(request).await }
                 });
                 page.await.map(|page| (page.workers, page.next_page_token))
@@ -200,7 +200,7 @@ impl Client {
             async move {
                 let request = v1::ListCoordinatorsRequest { page_size: PAGE, page_token };
                 let page = client.repeated("ListCoordinators", || {
-                    let (mut admin, request) = (client.admin(), Self::request(request.clone()));
+                    let (mut admin, request) = (client.admin(), client.request(request.clone()));
                     async move { admin.list_coordinators(request).await }
                 });
                 page.await.map(|page| (page.coordinators, page.next_page_token))
@@ -216,7 +216,7 @@ impl Client {
             let request = v1::ListLeasesRequest { parent: parent.clone(), page_size: PAGE, page_token };
             async move {
                 let page = client.repeated("ListLeases", || {
-                    let (mut admin, request) = (client.admin(), Self::request(request.clone()));
+                    let (mut admin, request) = (client.admin(), client.request(request.clone()));
                     async move { admin.list_leases(request).await }
                 });
                 page.await.map(|page| (page.leases, page.next_page_token))

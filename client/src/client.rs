@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 use tranche_proto::MAX_FRAME_BYTES;
@@ -123,8 +124,14 @@ impl Client {
     }
 
     /// A call's request.
-    pub(crate) fn request<M>(message: M) -> Request<M> {
-        Request::new(message)
+    pub(crate) fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        let traceparent = self.options.traceparent.as_deref();
+        // What can't be metadata is no trace, and no reason to fail a call.
+        if let Some(value) = traceparent.and_then(|text| AsciiMetadataValue::try_from(text).ok()) {
+            request.metadata_mut().insert("traceparent", value);
+        }
+        request
     }
 }
 

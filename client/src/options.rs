@@ -25,6 +25,9 @@ pub struct Options {
     /// The most encoded bytes kept until they are acknowledged, give or take one message. Default:
     /// [`Options::WINDOW_BYTES`].
     pub window_bytes: usize,
+    /// The trace that the calls are part of, as W3C's `traceparent`; a batch that is created goes on in it, to the work of
+    /// the workers. Default: none.
+    pub traceparent: Option<String>,
 }
 
 impl Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             chunk_bytes: Self::CHUNK_BYTES,
             window_chunks: Self::WINDOW_CHUNKS,
             window_bytes: Self::WINDOW_BYTES,
+            traceparent: None,
         }
     }
 }

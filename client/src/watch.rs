@@ -94,7 +94,7 @@ impl Watch {
             let request = WatchBatchRequest { name: self.name.clone() };
             self.used = self.client.used();
             let mut batches = self.client.batches();
-            let call = batches.watch_batch(Client::request(request));
+            let call = batches.watch_batch(self.client.request(request));
             self.updates = Some(self.client.once(CALL, call).await?);
         }
         let Some(updates) = &mut self.updates else {

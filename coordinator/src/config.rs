@@ -24,6 +24,8 @@ pub struct Config {
     /// Address of the port for operators: `/metrics`, `/livez`, `/readyz`, in clear text; port 0 takes a free one.
     /// Another than loopback needs `insecure`, too. Default: none, there is no such port.
     pub ops_listen: Option<SocketAddr>,
+    /// URL of an OpenTelemetry collector that traces are sent to by OTLP over gRPC, `http://host:port`. Default: none.
+    pub otlp_endpoint: Option<String>,
     /// URL at which clients, workers and other coordinators reach this one, `http://host:port`.
     /// Default: the address it listens on; required when that is all interfaces (`0.0.0.0`).
     pub advertise: Option<String>,
@@ -143,6 +145,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             ops_listen: None,
+            otlp_endpoint: None,
             advertise: None,
             insecure: false,
             store: StoreConfig::Embedded { path: PathBuf::from("tranche-data") },

@@ -11,9 +11,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 use tranche_coordinator::Server;
 use tranche_coordinator::config::{Config, ConfigError, FIELDS, LogFormat, Texts};
+use tranche_ops::trace::Traces;
 
 const FAILED: u8 = 1;
 const WRONG_CONFIG: u8 = 2;
@@ -28,23 +31,38 @@ fn main() -> ExitCode {
             return ExitCode::from(WRONG_CONFIG);
         }
     };
-    init_logs(&config);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(%error, "no runtime");
+            eprintln!("tranche-coordinator: no runtime: {error}");
             return ExitCode::from(FAILED);
         }
     };
+    let traces = {
+        let _in = runtime.enter();
+        let endpoint = config.otlp_endpoint.as_deref();
+        endpoint.map(|url| Traces::to(url, "tranche-coordinator", env!("CARGO_PKG_VERSION"))).transpose()
+    };
+    let traces = match traces {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("tranche-coordinator: {error}");
+            return ExitCode::from(WRONG_CONFIG);
+        }
+    };
+    init_logs(&config, traces.as_ref());
     let ended = runtime.block_on(run(config));
+    if let Err(error) = &ended {
+        tracing::error!(error, "coordinator ended");
+    }
+    if let Some(traces) = traces {
+        traces.end();
+    }
     // What still blocks on a disk after all has ended, or was cut, isn't waited for.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error, "coordinator ended");
-            ExitCode::from(FAILED)
-        }
+        Err(_) => ExitCode::from(FAILED),
     }
 }
 
@@ -90,16 +108,15 @@ fn config(matches: &ArgMatches) -> Result<Config, ConfigError> {
     Config::load(file.map(PathBuf::as_path), env, flags)
 }
 
-fn init_logs(config: &Config) {
+fn init_logs(config: &Config, traces: Option<&Traces>) {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&config.log))
-        .with_writer(std::io::stderr)
-        .with_ansi(colours);
-    match config.log_format {
-        LogFormat::Text => logs.init(),
-        LogFormat::Json => logs.json().init(),
-    }
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+    let logs = match config.log_format {
+        LogFormat::Text => logs.boxed(),
+        LogFormat::Json => logs.json().boxed(),
+    };
+    let traces = traces.map(Traces::layer);
+    tracing_subscriber::registry().with(logs.with_filter(EnvFilter::new(&config.log))).with(traces).init();
 }
 
 async fn run(config: Config) -> Result<(), String> {

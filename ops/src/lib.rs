@@ -8,6 +8,14 @@ mod process;
 mod readings;
 mod serve;
 mod text;
+#[cfg(feature = "otlp")]
+pub mod trace;
+#[cfg(not(feature = "otlp"))]
+#[path = "untraced.rs"]
+pub mod trace;
+
+/// The name of the metadata that carries a trace from one process to the next.
+pub const TRACEPARENT: &str = "traceparent";
 
 pub use listen::{incoming, is_loopback};
 pub use process::Process;

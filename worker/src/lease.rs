@@ -182,6 +182,27 @@ pub enum Work {
 }
 
 impl Work {
+    /// What it asks, in a word.
+    pub(crate) fn phase(&self) -> &'static str {
+        match self {
+            Self::Stage(_) => "stage",
+            Self::Commit(_) => "commit",
+            Self::Rollback(_) => "rollback",
+            Self::Publish(_) => "publish",
+            Self::Sweep(_) => "sweep",
+        }
+    }
+
+    /// Its batch.
+    pub(crate) fn batch(&self) -> &BatchInfo {
+        match self {
+            Self::Stage(lease) => &lease.batch,
+            Self::Commit(lease) => &lease.batch,
+            Self::Rollback(lease) => &lease.batch,
+            Self::Publish(batch) | Self::Sweep(batch) => batch,
+        }
+    }
+
     /// Checks an assembled grant, whose tasks came in pieces.
     ///
     /// # Errors

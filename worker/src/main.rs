@@ -10,7 +10,10 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+use tranche_ops::trace::Traces;
 use tranche_worker::handlers::{Noop, Object};
 use tranche_worker::{Handler, Worker, WorkerError};
 
@@ -29,18 +32,30 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIG);
         }
     };
-    if let Err(error) = start_log(&settings) {
-        eprintln!("tranche-worker: {error}");
-        return ExitCode::from(BAD_CONFIG);
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            error!(%error, "no runtime");
+            eprintln!("tranche-worker: no runtime: {error}");
             return ExitCode::from(FAILED);
         }
     };
+    let endpoint = settings.otlp_endpoint.as_deref();
+    let traces = {
+        let _in = runtime.enter();
+        endpoint.map(|url| Traces::to(url, "tranche-worker", env!("CARGO_PKG_VERSION"))).transpose()
+    };
+    let started = traces.and_then(|traces| start_log(&settings, traces.as_ref()).map(|()| traces));
+    let traces = match started {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("tranche-worker: {error}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
     let code = runtime.block_on(run(settings));
+    if let Some(traces) = traces {
+        traces.end();
+    }
     runtime.shutdown_timeout(LAST_WORK);
     code
 }
@@ -140,13 +155,15 @@ impl Signals {
     }
 }
 
-fn start_log(settings: &Settings) -> Result<(), String> {
+fn start_log(settings: &Settings, traces: Option<&Traces>) -> Result<(), String> {
     let filter = EnvFilter::try_new(&settings.log)
         .map_err(|error| format!("log = {:?}: must be a level or a filter: {error}", settings.log))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match settings.log_format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match settings.log_format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Json => log.json().boxed(),
+    };
+    let traces = traces.map(Traces::layer);
+    tracing_subscriber::registry().with(log.with_filter(filter)).with(traces).init();
     Ok(())
 }

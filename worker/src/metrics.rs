@@ -1,7 +1,6 @@
 //! What a worker counts, by lease, and what the ops port tells of it.
 
 use crate::handler::HandlerError;
-use crate::lease::Work;
 use crate::session::{Job, Outcome};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -60,13 +59,7 @@ impl Metrics {
 
     /// A lease's handler returned; `None`: it panicked.
     pub(crate) fn ran(&self, job: &Job, took: Duration, result: Option<&Result<Outcome, HandlerError>>) {
-        let phase = match &job.work {
-            Work::Stage(_) => "stage",
-            Work::Commit(_) => "commit",
-            Work::Rollback(_) => "rollback",
-            Work::Publish(_) => "publish",
-            Work::Sweep(_) => "sweep",
-        };
+        let phase = job.work.phase();
         self.seconds.get_or_create(&[("phase", phase)]).observe(took.as_secs_f64());
         let name = match result {
             Some(Ok(_)) => "done",

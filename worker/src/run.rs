@@ -11,7 +11,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, info_span, warn};
+use tracing::{Instrument as _, debug, field, info_span, warn};
+use tranche_ops::trace;
 
 /// The handlers of a worker, by name.
 pub(crate) type Handlers = BTreeMap<String, Arc<dyn Handler>>;
@@ -30,7 +31,26 @@ pub(crate) async fn run(
     cancel: CancellationToken,
 ) -> Event {
     let token = job.token;
-    let span = info_span!("lease", %token, handler = job.handler);
+    let (phase, batch) = (job.work.phase(), job.work.batch().name.as_str());
+    let span = info_span!(
+        "lease",
+        batch.id = batch,
+        phase,
+        %token,
+        handler = job.handler,
+        otel.name = field::Empty,
+        otel.kind = field::Empty,
+    );
+    let attributes = [
+        ("messaging.system", "tranche"),
+        ("messaging.operation.name", phase),
+        ("messaging.operation.type", "process"),
+        ("messaging.destination.name", job.handler.as_str()),
+    ];
+    trace::follow(&span, &format!("{phase} {}", job.handler), "consumer", &attributes, &job.traceparent);
+    if let Work::Stage(lease) = &job.work {
+        trace::count(&span, "messaging.batch.message_count", count(&lease.runs));
+    }
     let call = async {
         let Some(handler) = handlers.get(&job.handler) else {
             return Err(HandlerError::Refused(format!("handler `{}` is not known", job.handler)));
@@ -39,6 +59,9 @@ pub(crate) async fn run(
     };
     let begun = tokio::time::Instant::now();
     let outcome = AssertUnwindSafe(call.instrument(span.clone())).catch_unwind().await;
+    if !matches!(outcome, Ok(Ok(_))) {
+        trace::failed(&span, "lease_failed");
+    }
     let _entered = span.entered();
     metrics.ran(&job, begun.elapsed(), outcome.as_ref().ok());
     let outcome = match outcome {

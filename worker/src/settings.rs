@@ -18,6 +18,7 @@ pub(crate) struct Settings {
     pub(crate) handlers: Vec<String>,
     pub(crate) allow_roots: Vec<PathBuf>,
     pub(crate) ops_listen: Option<SocketAddr>,
+    pub(crate) otlp_endpoint: Option<String>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
 }
@@ -66,6 +67,9 @@ struct Flags {
     /// Address of /metrics, /livez and /readyz; port 0 takes a free one [default: none].
     #[arg(long, env = "TRANCHE_WORKER_OPS_LISTEN", value_name = "IP:PORT")]
     ops_listen: Option<SocketAddr>,
+    /// URL of an OpenTelemetry collector that traces are sent to, by OTLP over gRPC [default: none].
+    #[arg(long, env = "TRANCHE_WORKER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// Lets --ops-listen be another than loopback, in clear text, open to all [default: false].
     #[arg(long, env = "TRANCHE_WORKER_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     insecure: Option<bool>,
@@ -96,6 +100,7 @@ struct File {
     handlers: Option<Vec<String>>,
     labels: Option<BTreeMap<String, String>>,
     ops_listen: Option<SocketAddr>,
+    otlp_endpoint: Option<String>,
     insecure: Option<bool>,
     log: Option<String>,
     log_format: Option<LogFormat>,
@@ -144,6 +149,7 @@ impl Settings {
         }
         Ok(Self {
             ops_listen,
+            otlp_endpoint: flags.otlp_endpoint.or(file.otlp_endpoint),
             worker,
             handlers,
             allow_roots: flags.allow_root.or(file.allow_roots).unwrap_or_default(),

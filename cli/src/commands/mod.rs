@@ -16,7 +16,7 @@ pub(crate) mod submit;
 pub(crate) mod watch;
 pub(crate) mod workers;
 
-use tranche_client::{Client, v1};
+use tranche_client::{Client, Options, v1};
 
 use crate::args::{Cli, Command, Global, Output};
 use crate::error::Result;
@@ -46,7 +46,10 @@ pub(crate) async fn run(cli: Cli) -> Result<i32> {
 
 /// Connects to the cluster.
 async fn connect(global: &Global) -> Result<Client> {
-    Ok(Client::connect(&global.coordinator).await?)
+    // As other programs take it from whoever started them, a pipeline's step for one.
+    let traceparent = std::env::var("TRACEPARENT").ok();
+    let options = Options { traceparent, ..Options::default() };
+    Ok(Client::connect_with(&global.coordinator, options).await?)
 }
 
 /// Prints a batch that a call returned: all of it in JSON, one line for people.

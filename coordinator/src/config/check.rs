@@ -63,6 +63,11 @@ fn addresses(config: &Config, found: &mut Vec<Problem>) {
              (--insecure) in a network you trust",
         ));
     }
+    if let Some(url) = &config.otlp_endpoint
+        && let Err(message) = check_url(url)
+    {
+        found.push(Problem::new("otlp_endpoint", url, message));
+    }
     match &config.advertise {
         Some(url) => {
             if let Err(message) = check_url(url) {

@@ -45,6 +45,11 @@ pub const FIELDS: &[Field] = &[
         "IP:PORT",
         "Address of /metrics, /livez and /readyz; port 0 takes a free one [default: none]",
     ),
+    field(
+        "otlp_endpoint",
+        "URL",
+        "OpenTelemetry collector that traces are sent to, by OTLP over gRPC [default: none]",
+    ),
     field("advertise", "URL", "URL at which others reach this coordinator [default: the listen address]"),
     field(
         "insecure",
@@ -204,6 +209,7 @@ impl Reader {
         self.set(&mut config.ops_listen, "ops_listen", |text| {
             text.parse().map(Some).map_err(|_| "must be an IP address and a port, as 127.0.0.1:7071")
         });
+        self.set(&mut config.otlp_endpoint, "otlp_endpoint", |text| some(text.to_owned()));
         self.set(&mut config.advertise, "advertise", |text| some(text.to_owned()));
         self.set(&mut config.insecure, "insecure", |text| text.parse().map_err(|_| "must be true or false"));
         self.store(&mut config);

@@ -64,6 +64,7 @@ fn every_field_can_be_given_in_every_way() {
     let values = [
         ("listen", "0.0.0.0:1"),
         ("ops_listen", "127.0.0.1:2"),
+        ("otlp_endpoint", "http://o:1"),
         ("advertise", "http://a:1"),
         ("insecure", "true"),
         ("store", "etcd:http://a:1,http://b:2"),
@@ -91,6 +92,7 @@ fn every_field_can_be_given_in_every_way() {
     let wanted = Config {
         listen: "0.0.0.0:1".parse().expect("an address"),
         ops_listen: Some("127.0.0.1:2".parse().expect("an address")),
+        otlp_endpoint: Some("http://o:1".into()),
         advertise: Some("http://a:1".into()),
         insecure: true,
         store: StoreConfig::Etcd {
@@ -240,6 +242,7 @@ fn another_address_than_loopback_needs_insecure() {
     assert_eq!(load(None, &[], &all).expect("right").endpoint(([1, 1, 1, 1], 1).into()), "http://h:1");
     for url in ["h:1", "https://h:1", "http://h", "http://h:1/x", "http://", "grpc://h:1", "a b"] {
         assert!(problem(load(None, &[], &[("advertise", url)])).starts_with("advertise"), "{url}");
+        assert!(problem(load(None, &[], &[("otlp_endpoint", url)])).starts_with("otlp_endpoint"), "{url}");
     }
 }
 

@@ -140,6 +140,7 @@ impl Driver {
             publish: grant.publish,
             alone: grant.alone,
             backlog: 0,
+            traceparent: self.spec.traceparent.clone(),
         }
     }
 }

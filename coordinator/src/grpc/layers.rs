@@ -8,7 +8,7 @@
 use super::status;
 use super::told::Told;
 use crate::error::Error;
-use crate::metrics::CallMetrics;
+use crate::metrics::{CallMetrics, code_name};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::HeaderValue;
@@ -18,10 +18,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::Instrument;
+use tracing::{Instrument, field};
+use tranche_ops::{TRACEPARENT, trace};
 use uuid::Uuid;
 
 type Request = http::Request<Body>;
@@ -105,18 +106,30 @@ where
         let id = request_id(&request);
         // For calls that are passed on to another coordinator.
         request.headers_mut().insert(REQUEST_ID, id.clone());
-        let span = tracing::info_span!(
-            "call",
-            rpc.method = request.uri().path(),
-            request.id = id.to_str().unwrap_or_default(),
-        );
+        let path = request.uri().path();
+        let ours = path.starts_with(OURS);
+        let method = CallMetrics::method(path);
+        let span = if ours {
+            let span = tracing::info_span!(
+                "call",
+                rpc.method = path.trim_start_matches('/'),
+                request.id = id.to_str().unwrap_or_default(),
+                otel.name = field::Empty,
+                otel.kind = field::Empty,
+            );
+            let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+            let name = path.trim_start_matches('/');
+            trace::follow(&span, name, "server", &[("rpc.system.name", "grpc")], parent.unwrap_or_default());
+            span
+        } else {
+            // Probes come every few seconds, and are no part of anybody's trace.
+            tracing::debug_span!("call", rpc.method = path, request.id = id.to_str().unwrap_or_default())
+        };
         let limited = LIMITED.iter().any(|prefix| request.uri().path().starts_with(prefix));
         let layer = self.layer.clone();
         // The one that was polled ready is the one to call.
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
-        let ours = request.uri().path().starts_with(OURS);
-        let method = CallMetrics::method(request.uri().path());
         let work = async move {
             let started = tokio::time::Instant::now();
             let mut response = if ours && layer.shutdown.is_cancelled() {
@@ -136,10 +149,11 @@ where
                 response = response.map(|body| Body::new(Ending::new(body, layer.shutdown.clone())));
             }
             let status = Status::from_header_map(response.headers());
-            let code = status.as_ref().map_or(tonic::Code::Ok, Status::code);
+            let code = status.as_ref().map_or(Code::Ok, Status::code);
             let elapsed = started.elapsed();
             tracing::debug!(rpc.code = ?code, ?elapsed, "answered");
             if ours {
+                trace::answered(code_name(code), is_failure(code));
                 layer.metrics.answered(method, elapsed);
                 match status {
                     Some(status) => layer.metrics.ended(method, Some(&status)),
@@ -194,6 +208,19 @@ impl http_body::Body for Ending {
     }
 }
 
+/// What OpenTelemetry's conventions take for a failure of a server: not what a caller did wrong.
+fn is_failure(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
 fn refusal(status: Status) -> Response {
     status.into_http()
 }
@@ -210,7 +237,6 @@ fn request_id(request: &Request) -> HeaderValue {
 mod tests {
     use super::*;
     use std::convert::Infallible;
-    use tonic::Code;
     use tonic_types::StatusExt;
     use tower::service_fn;
 

@@ -18,6 +18,7 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
 use tonic::{Code, ConnectError, Request, Response, Status};
 use tonic_types::StatusExt;
+use tranche_ops::{TRACEPARENT, trace};
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::admin_service_client::AdminServiceClient;
 use tranche_proto::v1::batch_service_client::BatchServiceClient;
@@ -249,6 +250,11 @@ impl Owners {
         request.metadata_mut().insert(FORWARDED, id);
         if let Some(id) = &caller.request_id {
             request.metadata_mut().insert(REQUEST_ID, id.clone());
+        }
+        if let Ok(traceparent) = AsciiMetadataValue::try_from(trace::current())
+            && !traceparent.is_empty()
+        {
+            request.metadata_mut().insert(TRACEPARENT, traceparent);
         }
         request
     }

@@ -35,7 +35,8 @@ fn method(path: &str) -> &'static str {
     METHODS.iter().find(|(_, of)| *of == path).map_or("other", |(name, _)| name)
 }
 
-fn code_name(code: Code) -> &'static str {
+/// A code as gRPC writes it.
+pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

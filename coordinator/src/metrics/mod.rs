@@ -10,6 +10,7 @@ mod operator;
 mod store;
 
 pub use calls::CallMetrics;
+pub(crate) use calls::code_name;
 pub use operator::Operator;
 pub use store::{StoreMetrics, kind_of};
 

@@ -52,6 +52,7 @@ impl Node {
             batch: Some(spec.clone()),
             request_id: request_id.to_owned(),
             create_time_ms: now,
+            traceparent: tranche_ops::trace::current(),
         };
         let mut txn = Txn::new()
             .absent(keys::spec(&batch))

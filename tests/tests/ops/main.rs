@@ -5,4 +5,5 @@ mod catalogue;
 mod coordinator;
 mod probes;
 mod prometheus;
+mod traces;
 mod worker;

@@ -83,8 +83,9 @@ impl Machine {
     fn assembled(&mut self, now: Now, token: Token) {
         let Some(held) = self.held.get_mut(&token) else { return };
         let Stage::Assembling { grant, pieces } = &mut held.stage else { return };
-        let (grant, pieces) = (std::mem::take(&mut **grant), std::mem::take(pieces));
+        let (mut grant, pieces) = (std::mem::take(&mut **grant), std::mem::take(pieces));
         let (handler, publish) = (grant.handler.clone(), grant.publish);
+        let traceparent = std::mem::take(&mut grant.traceparent);
         let work = if self.settings.handlers.contains(&handler) {
             Work::from_grant(grant, pieces)
         } else {
@@ -93,7 +94,8 @@ impl Machine {
         match work {
             Ok(work) => {
                 let progress = held.progress.clone();
-                held.stage = Stage::Waiting(Box::new(Job { token, handler, work, publish, progress }));
+                held.stage =
+                    Stage::Waiting(Box::new(Job { token, handler, work, publish, traceparent, progress }));
                 self.queue.push_back(token);
             }
             Err(error) => {

@@ -19,6 +19,8 @@ pub struct Job {
     pub work: Work,
     /// COMMIT: publish the batch after it.
     pub publish: bool,
+    /// The trace that it is part of; may be empty.
+    pub traceparent: String,
     /// Where the handler counts; read for heartbeats.
     pub progress: Progress,
 }

@@ -41,6 +41,7 @@ pub struct Settings {
 
 /// What happened.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, and handled as it comes")]
 pub enum Event {
     /// A connection to a coordinator is open, nothing was sent on it yet.
     Opened(LinkId),
