@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tranche_tls::Credentials;
+
 /// Limits of a [`Client`](crate::Client).
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -25,6 +27,9 @@ pub struct Options {
     /// The most encoded bytes kept until they are acknowledged, give or take one message. Default:
     /// [`Options::WINDOW_BYTES`].
     pub window_bytes: usize,
+    /// CA, client certificate and token, from files that are read again when they change
+    /// ([`Credentials::load`]). Default: the system's CAs, nothing of our own.
+    pub credentials: Credentials,
 }
 
 impl Options {
@@ -50,6 +55,7 @@ impl Default for Options {
             chunk_bytes: Self::CHUNK_BYTES,
             window_chunks: Self::WINDOW_CHUNKS,
             window_bytes: Self::WINDOW_BYTES,
+            credentials: Credentials::default(),
         }
     }
 }

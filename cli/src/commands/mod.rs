@@ -16,10 +16,10 @@ pub(crate) mod submit;
 pub(crate) mod watch;
 pub(crate) mod workers;
 
-use tranche_client::{Client, v1};
+use tranche_client::{Client, Credentials, Options, v1};
 
 use crate::args::{Cli, Command, Global, Output};
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::output::{json, line, table};
 
 /// Runs the command; returns the exit code.
@@ -46,7 +46,9 @@ pub(crate) async fn run(cli: Cli) -> Result<i32> {
 
 /// Connects to the cluster.
 async fn connect(global: &Global) -> Result<Client> {
-    Ok(Client::connect(&global.coordinator).await?)
+    let credentials =
+        Credentials::load(global.files()).map_err(|error| CliError::usage(error.to_string()))?;
+    Ok(Client::connect_with(&global.coordinator, Options { credentials, ..Options::default() }).await?)
 }
 
 /// Prints a batch that a call returned: all of it in JSON, one line for people.
