@@ -5,8 +5,10 @@
 //! refused, wherever it is. Nothing is opened before [`Config::check`] said yes.
 
 mod check;
+mod security;
 mod sources;
 
+pub use security::{OpenService, Security};
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
 use std::fmt;
@@ -21,12 +23,15 @@ use tranche_proto::MAX_APPEND_BYTES;
 pub struct Config {
     /// Address to listen on; port 0 takes a free one. Default: `127.0.0.1:7070`.
     pub listen: SocketAddr,
-    /// URL at which clients, workers and other coordinators reach this one, `http://host:port`.
+    /// URL at which clients, workers and other coordinators reach this one, `http://host:port` or, with TLS,
+    /// `https://host:port`.
     /// Default: the address it listens on; required when that is all interfaces (`0.0.0.0`).
     pub advertise: Option<String>,
-    /// Lets `listen` be another than loopback although calls are in clear text and nobody is asked who
+    /// Lets `listen` be another than loopback although calls are in clear text or nobody is asked who
     /// they are. Default: false.
     pub insecure: bool,
+    /// TLS and identities. In the file its fields are beside the others.
+    pub security: Security,
     /// Where batches are kept. Default: embedded, in `tranche-data` of the working directory.
     pub store: StoreConfig,
     /// Directory of task segments, failure details and reports. Default: `objects` in the embedded store's
@@ -88,7 +93,7 @@ pub enum StoreConfig {
     },
     /// In etcd. As text: `etcd:URL,URL`. Only in builds with the feature `etcd`.
     Etcd {
-        /// URLs of its members, `http://host:port`.
+        /// URLs of its members, `http://host:port` or `https://host:port`.
         endpoints: Vec<String>,
         /// Prefix of every key; begins and ends with `/`. Default: `/tranche/v1/`.
         prefix: String,
@@ -141,6 +146,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             advertise: None,
             insecure: false,
+            security: Security::default(),
             store: StoreConfig::Embedded { path: PathBuf::from("tranche-data") },
             objects: None,
             start_timeout: Duration::from_secs(30),
@@ -232,7 +238,8 @@ impl Config {
 
     /// The URL to tell others, given the address that was bound.
     pub fn endpoint(&self, bound: SocketAddr) -> String {
-        self.advertise.clone().unwrap_or_else(|| format!("http://{bound}"))
+        let scheme = if self.security.tls_cert.is_some() { "https" } else { "http" };
+        self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{bound}"))
     }
 }
 

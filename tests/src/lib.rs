@@ -14,6 +14,7 @@ pub mod history;
 pub mod in_process;
 pub mod invariants;
 pub mod library;
+pub mod pki;
 pub mod process;
 pub mod wait;
 
@@ -24,5 +25,6 @@ pub use gate::{Gate, Seen};
 pub use history::{BatchHistory, History, Snapshot};
 pub use in_process::InProcess;
 pub use library::{Library, snapshot};
+pub use pki::{Pki, sha256_hex};
 pub use process::Process;
 pub use wait::eventually;

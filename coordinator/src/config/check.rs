@@ -1,6 +1,6 @@
 //! The bounds.
 
-use super::{Config, Problem, StoreConfig, is_loopback};
+use super::{Config, Problem, StoreConfig, security};
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -15,6 +15,7 @@ const MAX_HANDLERS: usize = 64;
 
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Vec::new();
+    security::check(config, &mut found);
     addresses(config, &mut found);
     store(config, &mut found);
     let ms = Duration::from_millis;
@@ -46,14 +47,6 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
 
 fn addresses(config: &Config, found: &mut Vec<Problem>) {
     let listen = config.listen;
-    if !is_loopback(listen.ip()) && !config.insecure {
-        found.push(Problem::new(
-            "listen",
-            listen,
-            "other machines could reach it in clear text, and nobody is asked who they are; listen on \
-             loopback, or set insecure = true (--insecure) in a network you trust",
-        ));
-    }
     match &config.advertise {
         Some(url) => {
             if let Err(message) = check_url(url) {
@@ -130,8 +123,8 @@ fn handlers(config: &Config, found: &mut Vec<Problem>) {
 
 fn check_url(url: &str) -> Result<(), String> {
     let uri: http::Uri = url.parse().map_err(|error| format!("is no URL: {error}"))?;
-    if uri.scheme_str() != Some("http") {
-        return Err("must begin with http:// (there is no TLS yet)".to_owned());
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("must begin with http:// or https://".to_owned());
     }
     if uri.host().is_none_or(str::is_empty) || uri.port().is_none() {
         return Err("must name a host and a port".to_owned());

@@ -95,6 +95,7 @@ where
             "call",
             rpc.method = request.uri().path(),
             request.id = id.to_str().unwrap_or_default(),
+            identity = tracing::field::Empty,
         );
         let limited = LIMITED.iter().any(|prefix| request.uri().path().starts_with(prefix));
         let layer = self.layer.clone();
