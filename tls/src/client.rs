@@ -124,6 +124,17 @@ impl Credentials {
     }
 }
 
+#[cfg(test)]
+impl Credentials {
+    pub(crate) fn config(&self) -> Result<Arc<ClientConfig>, FileError> {
+        self.tls.config()
+    }
+
+    pub(crate) fn bearer(&self) -> Option<http::HeaderValue> {
+        self.token.as_ref().map(|token| token.header())
+    }
+}
+
 /// The endpoint of a URL, `http://` or `https://`, without any settings.
 ///
 /// # Errors

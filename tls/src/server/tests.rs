@@ -338,3 +338,45 @@ fn what_is_wrong_is_told_at_the_start_with_its_file() {
         endpoint(url).expect_err(url);
     }
 }
+
+#[test]
+fn a_client_uses_new_files_and_keeps_the_old_ones_when_they_are_wrong() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let ca = ca("ours");
+    let path = |name: &str| dir.path().join(name);
+    let write = |name: &str, text: &str| {
+        std::fs::write(path("new"), text).expect("written");
+        std::fs::rename(path("new"), path(name)).expect("renamed");
+    };
+    write("ca.pem", &ca.pem());
+    write("token", "first\n");
+    issue(dir.path(), "a", &ca, names(&[]));
+    let files = ClientFiles {
+        ca: Some(path("ca.pem")),
+        cert: Some(path("a.pem")),
+        key: Some(path("a.key")),
+        token: Some(path("token")),
+    };
+    let credentials = Credentials::load(files).expect("right");
+    let first = credentials.config().expect("right");
+    assert!(Arc::ptr_eq(&first, &credentials.config().expect("right")), "nothing changed");
+    let key = std::fs::read_to_string(path("a.key")).expect("read");
+    write("a.key", "no key");
+    assert!(Arc::ptr_eq(&first, &credentials.config().expect("the old one")));
+    write("a.key", &key);
+    let second = credentials.config().expect("right");
+    assert!(!Arc::ptr_eq(&first, &second), "made anew");
+    // The token is looked at once a second.
+    let until = |wanted: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        while credentials.bearer().expect("there") != wanted {
+            assert!(Instant::now() < deadline, "the token isn't {wanted}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    until("Bearer first");
+    write("token", "");
+    write("token", "second");
+    until("Bearer second");
+    assert!(credentials.bearer().expect("there").is_sensitive());
+}
