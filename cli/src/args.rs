@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tranche_client::v1;
+use tranche_client::{ClientFiles, v1};
 
 use crate::commands;
 use crate::exit;
@@ -43,6 +43,18 @@ pub(crate) struct Global {
         default_value = "default"
     )]
     pub(crate) namespace: String,
+    /// CAs of coordinators at https:// (PEM) [default: the system's].
+    #[arg(long, global = true, env = "TRANCHE_TLS_CA", value_name = "FILE", help_heading = "TLS")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Client certificate (PEM).
+    #[arg(long, global = true, env = "TRANCHE_TLS_CERT", value_name = "FILE", help_heading = "TLS")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, global = true, env = "TRANCHE_TLS_KEY", value_name = "FILE", help_heading = "TLS")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// File of the bearer token; never given as an argument, where others could see it.
+    #[arg(long, global = true, env = "TRANCHE_TOKEN_FILE", value_name = "FILE", help_heading = "TLS")]
+    pub(crate) token_file: Option<PathBuf>,
     /// How results are printed.
     #[arg(long, short, global = true, env = "TRANCHE_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
@@ -55,6 +67,16 @@ impl Global {
             name_or_id.to_owned()
         } else {
             format!("{}/batches/{name_or_id}", self.parent())
+        }
+    }
+
+    /// Where the credentials are.
+    pub(crate) fn files(&self) -> ClientFiles {
+        ClientFiles {
+            ca: self.tls_ca.clone(),
+            cert: self.tls_cert.clone(),
+            key: self.tls_key.clone(),
+            token: self.token_file.clone(),
         }
     }
 

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::admin_service_client::AdminServiceClient;
 use tranche_proto::v1::batch_service_client::BatchServiceClient;
+use tranche_tls::Authorized;
 
 use crate::coordinators::{Coordinators, Used};
 use crate::retry::Retry;
@@ -28,7 +29,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `http://HOST:PORT`, or to the first that can be reached of several, separated by commas,
+    /// Connects to `http://HOST:PORT` or `https://HOST:PORT`, or to the first that can be reached of several, separated by commas,
     /// with the default [`Options`].
     ///
     /// One attempt at each: a wrong address is told at once. Later losses are bridged.
@@ -70,12 +71,12 @@ impl Client {
 
     /// The generated client of the coordinator in use, for what has no helper here. It neither repeats, nor
     /// limits in time, nor moves on.
-    pub fn batches(&self) -> BatchServiceClient<Channel> {
+    pub fn batches(&self) -> BatchServiceClient<Authorized> {
         BatchServiceClient::new(self.coordinators.channel()).max_decoding_message_size(MAX_FRAME_BYTES)
     }
 
     /// The generated client of the operators' service.
-    pub fn admin(&self) -> AdminServiceClient<Channel> {
+    pub fn admin(&self) -> AdminServiceClient<Authorized> {
         AdminServiceClient::new(self.coordinators.channel()).max_decoding_message_size(MAX_FRAME_BYTES)
     }
 

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{Error, Options};
+use tranche_tls::{Authorized, UrlError};
 
 /// The known coordinators. Clones share which of them is used.
 #[derive(Clone)]
 pub(crate) struct Coordinators {
-    channels: Arc<[Channel]>,
+    channels: Arc<[Authorized]>,
     /// Counts the moves: modulo the number of coordinators it is the one in use.
     moves: Arc<AtomicUsize>,
 }
@@ -26,10 +27,17 @@ impl Coordinators {
         options: &Options,
         mut dial: impl FnMut(&Endpoint) -> Channel,
     ) -> Result<Self, Error> {
-        let endpoints: Vec<Endpoint> =
-            split(urls).into_iter().map(|url| endpoint(url, options)).collect::<Result<_, _>>()?;
-        let channels = endpoints.iter().map(&mut dial).collect();
-        Ok(Self { channels, moves: Arc::default() })
+        let mut channels = Vec::new();
+        for url in split(urls) {
+            let endpoint = endpoint(url, options)?;
+            let channel = if url.starts_with("https://") {
+                options.credentials.connect_lazy(url, &endpoint)
+            } else {
+                dial(&endpoint)
+            };
+            channels.push(options.credentials.authorized(channel));
+        }
+        Ok(Self { channels: channels.into(), moves: Arc::default() })
     }
 
     /// Those of a list, with a connection to the first that can be reached.
@@ -37,10 +45,10 @@ impl Coordinators {
         let mut all = Self::lazy(urls, options, Endpoint::connect_lazy)?;
         let mut last = None;
         for (index, url) in split(urls).into_iter().enumerate() {
-            match endpoint(url, options)?.connect().await {
+            match options.credentials.connect(url, &endpoint(url, options)?).await {
                 Ok(channel) => {
                     let mut channels = all.channels.to_vec();
-                    channels[index] = channel;
+                    channels[index] = options.credentials.authorized(channel);
                     all.channels = channels.into();
                     all.moves.store(index, Ordering::Relaxed);
                     return Ok(all);
@@ -57,7 +65,7 @@ impl Coordinators {
     }
 
     /// Its channel.
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Authorized {
         self.channels[self.used().0 % self.channels.len()].clone()
     }
 
@@ -76,9 +84,11 @@ fn split(urls: &str) -> Vec<&str> {
 
 fn endpoint(url: &str, options: &Options) -> Result<Endpoint, Error> {
     let invalid = |source| Error::Url { url: url.to_owned(), source };
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(invalid)?;
-    let endpoint =
-        endpoint.user_agent(concat!("tranche-client/", env!("CARGO_PKG_VERSION"))).map_err(invalid)?;
+    options.credentials.check(url).map_err(invalid)?;
+    let endpoint = tranche_tls::endpoint(url).map_err(invalid)?;
+    let endpoint = endpoint
+        .user_agent(concat!("tranche-client/", env!("CARGO_PKG_VERSION")))
+        .map_err(|error| invalid(UrlError::from(error)))?;
     Ok(endpoint
         .connect_timeout(options.connect_timeout)
         .tcp_nodelay(true)

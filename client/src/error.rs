@@ -18,7 +18,7 @@ pub enum Error {
         url: String,
         /// Why.
         #[source]
-        source: tonic::transport::Error,
+        source: tranche_tls::UrlError,
     },
     /// No connection.
     #[error("cannot connect to {url}")]
@@ -121,6 +121,8 @@ impl Error {
                 Code::Unavailable | Code::DeadlineExceeded | Code::Aborted => true,
                 // Without a time to wait it is a quota or a size, and stays so.
                 Code::ResourceExhausted => self.retry_delay().is_some(),
+                // The next attempt brings the token that is in the file then.
+                Code::Unauthenticated => self.reason().as_deref() == Some("CREDENTIAL_EXPIRED"),
                 // A connection that breaks under a call has one of these codes, made up on this side
                 // from the cause that it carries; the service's own have no cause.
                 Code::Unknown | Code::Internal | Code::Cancelled => status.source().is_some(),
@@ -207,6 +209,11 @@ mod tests {
         );
         assert!(busy.retryable());
         assert_eq!(busy.retry_delay(), Some(Duration::from_millis(20)));
+        for (reason, expected) in [("CREDENTIAL_EXPIRED", true), ("CREDENTIAL_UNKNOWN", false)] {
+            let details = ErrorDetails::with_error_info(reason, "tranche", HashMap::new());
+            let error = with_details(Code::Unauthenticated, details);
+            assert_eq!((error.retryable(), error.moves_on()), (expected, expected), "{reason}");
+        }
         let mut broken = Status::new(Code::Unknown, "transport error");
         broken.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
         assert!(Error::call("GetBatch", broken).retryable());

@@ -23,6 +23,8 @@
 //! [`Client::connect`] takes several URLs, separated by commas: the client moves on to the next coordinator when
 //! the one that it uses is gone, and appends and watches go on there.
 //!
+//! A URL may begin with `https://`; [`Options::credentials`] says whom we trust there and who we are.
+//!
 //! Every call repeats itself after a lost connection or an answer that says 'later', for at most
 //! [`Options::retry_for`] without any progress. All calls that are repeated are idempotent: a batch is
 //! created once, a task is appended once. See [`Appender`] for how.
@@ -43,4 +45,5 @@ pub use client::Client;
 pub use error::{Error, FieldViolation};
 pub use options::Options;
 pub use tranche_proto::v1;
+pub use tranche_tls::{ClientFiles, Credentials, FileError, UrlError};
 pub use watch::is_final;

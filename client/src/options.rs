@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tranche_tls::Credentials;
+
 /// Limits of a [`Client`](crate::Client).
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -28,6 +30,9 @@ pub struct Options {
     /// The trace that the calls are part of, as W3C's `traceparent`; a batch that is created goes on in it, to the work of
     /// the workers. Default: none.
     pub traceparent: Option<String>,
+    /// CA, client certificate and token, from files that are read again when they change
+    /// ([`Credentials::load`]). Default: the system's CAs, nothing of our own.
+    pub credentials: Credentials,
 }
 
 impl Options {
@@ -54,6 +59,7 @@ impl Default for Options {
             window_chunks: Self::WINDOW_CHUNKS,
             window_bytes: Self::WINDOW_BYTES,
             traceparent: None,
+            credentials: Credentials::default(),
         }
     }
 }

@@ -5,8 +5,10 @@
 //! refused, wherever it is. Nothing is opened before [`Config::check`] said yes.
 
 mod check;
+mod security;
 mod sources;
 
+pub use security::{OpenService, Security};
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
 use std::fmt;
@@ -21,17 +23,20 @@ use tranche_proto::MAX_APPEND_BYTES;
 pub struct Config {
     /// Address to listen on; port 0 takes a free one. Default: `127.0.0.1:7070`.
     pub listen: SocketAddr,
-    /// Address of the port for operators: `/metrics`, `/livez`, `/readyz`, in clear text; port 0 takes a free one.
-    /// Another than loopback needs `insecure`, too. Default: none, there is no such port.
+    /// Address of the port for operators: `/metrics`, `/livez`, `/readyz`; port 0 takes a free one. With
+    /// `tls_cert` it is TLS, without asking who comes; without, another than loopback needs `insecure`. Default: none, there is no such port.
     pub ops_listen: Option<SocketAddr>,
     /// URL of an OpenTelemetry collector that traces are sent to by OTLP over gRPC, `http://host:port`. Default: none.
     pub otlp_endpoint: Option<String>,
-    /// URL at which clients, workers and other coordinators reach this one, `http://host:port`.
+    /// URL at which clients, workers and other coordinators reach this one, `http://host:port` or, with TLS,
+    /// `https://host:port`.
     /// Default: the address it listens on; required when that is all interfaces (`0.0.0.0`).
     pub advertise: Option<String>,
-    /// Lets `listen` be another than loopback although calls are in clear text and nobody is asked who
+    /// Lets `listen` be another than loopback although calls are in clear text or nobody is asked who
     /// they are. Default: false.
     pub insecure: bool,
+    /// TLS and identities. In the file its fields are beside the others.
+    pub security: Security,
     /// Where batches are kept. Default: embedded, in `tranche-data` of the working directory.
     pub store: StoreConfig,
     /// Directory of task segments, failure details and reports. Default: `objects` in the embedded store's
@@ -93,7 +98,7 @@ pub enum StoreConfig {
     },
     /// In etcd. As text: `etcd:URL,URL`. Only in builds with the feature `etcd`.
     Etcd {
-        /// URLs of its members, `http://host:port`.
+        /// URLs of its members, `http://host:port` or `https://host:port`.
         endpoints: Vec<String>,
         /// Prefix of every key; begins and ends with `/`. Default: `/tranche/v1/`.
         prefix: String,
@@ -148,6 +153,7 @@ impl Default for Config {
             otlp_endpoint: None,
             advertise: None,
             insecure: false,
+            security: Security::default(),
             store: StoreConfig::Embedded { path: PathBuf::from("tranche-data") },
             objects: None,
             start_timeout: Duration::from_secs(30),
@@ -239,7 +245,8 @@ impl Config {
 
     /// The URL to tell others, given the address that was bound.
     pub fn endpoint(&self, bound: SocketAddr) -> String {
-        self.advertise.clone().unwrap_or_else(|| format!("http://{bound}"))
+        let scheme = if self.security.tls_cert.is_some() { "https" } else { "http" };
+        self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{bound}"))
     }
 }
 

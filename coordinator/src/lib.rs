@@ -7,6 +7,7 @@ pub mod dispatch;
 pub mod driver;
 pub mod error;
 pub mod grpc;
+pub mod identity;
 pub mod manifest;
 pub mod metrics;
 pub mod node;

@@ -1,12 +1,13 @@
 //! Connections to the other coordinators.
 //!
-//! One place opens them all: what a connection between coordinators needs (TLS, credentials) belongs here.
+//! One place opens them all, with the TLS and the credentials that they need.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
+use tranche_tls::{Authorized, Credentials, UrlError};
 
 /// How long a connection may take to open: peers are near.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +38,7 @@ type Dial = Arc<dyn Fn(&Endpoint) -> Channel + Send + Sync>;
 /// Connections to other coordinators, opened when first used and kept.
 pub struct Peers {
     dial: Dial,
+    credentials: Credentials,
     kept: Mutex<Kept>,
 }
 
@@ -48,7 +50,7 @@ struct Kept {
 }
 
 struct Line {
-    channel: Channel,
+    channel: Authorized,
     /// One for us, one for each user.
     users: Arc<()>,
     used: u64,
@@ -57,13 +59,13 @@ struct Line {
 /// A connection, in use until this is dropped.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    channel: Channel,
+    channel: Authorized,
     _user: Arc<()>,
 }
 
 impl Peer {
     /// What calls go over. It connects by itself, again and again.
-    pub fn channel(&self) -> Channel {
+    pub fn channel(&self) -> Authorized {
         self.channel.clone()
     }
 }
@@ -78,20 +80,33 @@ impl Peers {
     /// Connections by another way than TCP: `dial` makes the channel of an endpoint, which brings all
     /// settings; the channel must connect at its first call and again by itself.
     pub fn over(dial: impl Fn(&Endpoint) -> Channel + Send + Sync + 'static) -> Self {
-        Self { dial: Arc::new(dial), kept: Mutex::default() }
+        Self { dial: Arc::new(dial), credentials: Credentials::default(), kept: Mutex::default() }
+    }
+
+    /// Connections by TCP and TLS, on which these credentials say who we are.
+    pub fn with(credentials: Credentials) -> Self {
+        Self { credentials, ..Self::default() }
     }
 
     /// A connection to the coordinator at this URL. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// The URL is none.
-    pub fn get(&self, url: &str, carries: Carries) -> Result<Peer, tonic::transport::Error> {
+    /// The URL is none, or must not be used with our credentials.
+    pub fn get(&self, url: &str, carries: Carries) -> Result<Peer, UrlError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.uses += 1;
         let used = kept.uses;
         let lines = kept.lines.entry((url.to_owned(), carries)).or_default();
         if !lines.iter().any(Line::has_room) {
-            lines.push(Line { channel: (self.dial)(&endpoint(url)?), users: Arc::new(()), used });
+            self.credentials.check(url)?;
+            let endpoint = endpoint(url)?;
+            let channel = if url.starts_with("https://") {
+                self.credentials.connect_lazy(url, &endpoint)
+            } else {
+                (self.dial)(&endpoint)
+            };
+            let channel = self.credentials.authorized(channel);
+            lines.push(Line { channel, users: Arc::new(()), used });
         }
         let line = lines.iter_mut().find(|line| line.has_room()).expect("one was made");
         line.used = used;
@@ -127,8 +142,8 @@ impl Kept {
     }
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(url.to_owned())?
+fn endpoint(url: &str) -> Result<Endpoint, UrlError> {
+    Ok(tranche_tls::endpoint(url)?
         .user_agent(concat!("tranche-coordinator/", env!("CARGO_PKG_VERSION")))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)

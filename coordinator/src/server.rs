@@ -2,7 +2,8 @@
 
 use crate::config::{Config, ConfigError, StoreConfig};
 use crate::error::Error;
-use crate::grpc::{self, worker::Workers};
+use crate::grpc::{self, auth::AuthLayer, worker::Workers};
+use crate::identity::Book;
 use crate::manifest::Objects;
 use crate::metrics::Operator;
 use crate::node::{Host, Node};
@@ -16,10 +17,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::worker_service_server::WorkerServiceServer;
+use tranche_tls::{ClientFiles, Credentials, FileError, Reloading, ServerFiles};
 
 /// How long connections have, with nothing in work on them, to bring over the last words and be closed by their
 /// clients.
@@ -42,6 +45,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file of a key, a certificate, a token or of the identities can't be used.
+    #[error("can't start: {0}")]
+    Security(#[from] FileError),
     /// The store, or the object storage, can't be used.
     #[error("can't start: {0}")]
     Node(#[from] Error),
@@ -72,13 +78,51 @@ pub struct Server {
     ops: Option<(TcpListener, SocketAddr)>,
     node: Arc<Node>,
     config: Config,
+    gate: Gate,
     stop: CancellationToken,
+}
+
+/// What is asked of those who connect, and what we say of ourselves.
+struct Gate {
+    tls: Option<Reloading<ServerConfig>>,
+    /// Of the ops port: probes and scrapers bring no certificate.
+    ops_tls: Option<Reloading<ServerConfig>>,
+    auth: AuthLayer,
+    peers: Arc<Peers>,
+}
+
+impl Gate {
+    fn new(config: &Config) -> Result<Self, FileError> {
+        let security = &config.security;
+        let book = security.identities.clone();
+        let book = book.map(|path| Reloading::start("identities", move || Book::load(&path))).transpose()?;
+        let pair = security.tls_cert.clone().zip(security.tls_key.clone());
+        let tls = pair.clone().map(|(cert, key)| {
+            let client_ca = security.tls_client_ca.clone();
+            // Without identities a certificate is all that is asked for.
+            ServerFiles { cert, key, client_ca, client_required: book.is_none() }.start()
+        });
+        let ops_tls = pair.clone().filter(|_| config.ops_listen.is_some()).map(|(cert, key)| {
+            let files = ServerFiles { cert, key, client_ca: None, client_required: false };
+            files.start_for(&[b"http/1.1"])
+        });
+        let (cert, key) = pair.unzip();
+        let files =
+            ClientFiles { ca: security.tls_ca.clone(), cert, key, token: security.token_file.clone() };
+        Ok(Self {
+            tls: tls.transpose()?,
+            ops_tls: ops_tls.transpose()?,
+            auth: AuthLayer::new(book, &security.open_services),
+            peers: Arc::new(Peers::with(Credentials::load(files)?)),
+        })
+    }
 }
 
 impl Server {
     /// Checks the configuration, opens the store, binds the address, takes up the batches that are there.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         config.check()?;
+        let gate = Gate::new(&config)?;
         let begun = Instant::now();
         let store = open_within(&config).await?;
         let objects = Objects::local(&config.objects_dir())?;
@@ -101,7 +145,7 @@ impl Server {
             }
             error => error.into(),
         })?;
-        Ok(Self { listener, address, ops, node: Arc::new(node), config, stop })
+        Ok(Self { listener, address, ops, node: Arc::new(node), config, gate, stop })
     }
 
     /// The address that it listens on.
@@ -117,15 +161,29 @@ impl Server {
     /// Serves until `shutdown`; then refuses what is new, tells the workers, lets writes in flight end,
     /// frees its batches for others, ends open streams, and returns within the configured grace.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { listener, ops, node, config, stop, .. } = self;
+        let Self { listener, ops, node, config, gate, stop, .. } = self;
+        let Gate { tls, ops_tls, auth, peers } = gate;
         // To the very end: that it leaves is what it has to tell then.
         let ended = CancellationToken::new();
         let telling = ops.map(|(listener, _)| {
             let operator = Arc::new(Operator::new(node.clone(), shutdown.clone()));
-            tokio::spawn(tranche_ops::serve(tranche_ops::incoming(listener), operator, ended.clone()))
+            let (incoming, ended) = (tranche_ops::incoming(listener), ended.clone());
+            match ops_tls {
+                None => tokio::spawn(tranche_ops::serve(incoming, operator, ended)),
+                Some(tls) => {
+                    let incoming = Box::pin(tranche_tls::accept(incoming, tls));
+                    tokio::spawn(tranche_ops::serve(incoming, operator, ended))
+                }
+            }
         });
-        let served =
-            Self::serve(node, &config, Arc::default(), grpc::incoming(listener), stop, shutdown).await;
+        let incoming = grpc::incoming(listener);
+        let served = match tls {
+            None => Self::serve_asking(node, &config, peers, auth, incoming, stop, shutdown).await,
+            Some(tls) => {
+                let incoming = tranche_tls::accept(incoming, tls);
+                Self::serve_asking(node, &config, peers, auth, incoming, stop, shutdown).await
+            }
+        };
         ended.cancel();
         if let Some(telling) = telling {
             // It doesn't panic, and nobody aborts it.
@@ -150,9 +208,25 @@ impl Server {
         C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         C::ConnectInfo: Clone + Send + Sync + 'static,
     {
+        Self::serve_asking(node, config, peers, AuthLayer::default(), incoming, stop, shutdown).await
+    }
+
+    async fn serve_asking<C>(
+        node: Arc<Node>,
+        config: &Config,
+        peers: Arc<Peers>,
+        auth: AuthLayer,
+        incoming: impl Stream<Item = std::io::Result<C>> + Send + 'static,
+        stop: CancellationToken,
+        shutdown: CancellationToken,
+    ) -> Result<(), RunError>
+    where
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        C::ConnectInfo: Clone + Send + Sync + 'static,
+    {
         let (clients, workers, closed) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let services = grpc::routes_over(node.clone(), config, &clients, peers);
+        let services = grpc::routes_over(node.clone(), config, &clients, peers, auth);
         services.health.set(node.shared().ready().is_ok()).await;
         let attach =
             WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
@@ -274,10 +348,21 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         StoreConfig::Embedded { path } => Ok(Embedded::open(path).await?),
         #[cfg(feature = "etcd")]
         StoreConfig::Etcd { endpoints, prefix, call_timeout, .. } => {
-            use crate::store::etcd::{Etcd, EtcdConfig};
+            use crate::store::etcd::{Etcd, EtcdConfig, EtcdTls, EtcdUser};
             let mut etcd = EtcdConfig::new(endpoints.clone());
             etcd.prefix.clone_from(prefix);
             etcd.call_timeout = *call_timeout;
+            let security = &config.security;
+            if let Some((name, file)) = security.etcd_user.clone().zip(security.etcd_password_file.as_ref()) {
+                let password = String::from_utf8(read(file)?)
+                    .map_err(|_| StoreError::Rejected(format!("{}: is no text", file.display())))?;
+                etcd.user = Some(EtcdUser { name, password: password.trim_end().to_owned() });
+            }
+            if let Some(ca) = &security.etcd_ca {
+                let pair = security.etcd_cert.as_ref().zip(security.etcd_key.as_ref());
+                let identity = pair.map(|(cert, key)| Ok::<_, StoreError>((read(cert)?, read(key)?)));
+                etcd.tls = Some(EtcdTls { ca: read(ca)?, identity: identity.transpose()? });
+            }
             Ok(Etcd::connect(etcd).await?)
         }
         #[cfg(not(feature = "etcd"))]
@@ -285,6 +370,11 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
             Err(StoreError::Rejected("this build has no etcd store (feature `etcd`)".to_owned()))
         }
     }
+}
+
+#[cfg(feature = "etcd")]
+fn read(path: &std::path::Path) -> Result<Vec<u8>, StoreError> {
+    std::fs::read(path).map_err(|error| StoreError::Rejected(format!("{}: {error}", path.display())))
 }
 
 #[cfg(test)]

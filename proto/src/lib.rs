@@ -3,10 +3,12 @@
 //! [`stored`] reads and writes records so that fields of a newer version survive.
 
 mod append;
+mod rpc;
 pub mod stored;
 mod tasks;
 
 pub use append::AppendTasksRequest;
+pub use rpc::Rpc;
 pub use tasks::{TaskList, TaskListBuilder, TaskRef};
 
 /// Package `tranche.v1`.

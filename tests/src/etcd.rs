@@ -197,7 +197,7 @@ pub fn free_port() -> u16 {
 }
 
 /// One of etcd's programs: beside `TRANCHE_ETCD`, or in the workspace's `.tools/bin`.
-pub(crate) fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     let bin = std::env::var_os("TRANCHE_ETCD").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin"),
         |etcd| Path::new(&etcd).parent().map(Path::to_owned).unwrap_or_default(),

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tranche_tls::{Credentials, UrlError};
 
 /// A worker's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// URLs of coordinators, `http://host:port`, at least one. The worker keeps a stream to each, and to the
+    /// URLs of coordinators, `http://host:port` or `https://host:port`, at least one. The worker keeps a stream to each, and to the
     /// other coordinators of which they tell it.
     pub coordinators: Vec<String>,
     /// The worker's id, 1 to 128 bytes; no other worker of the cluster may have it. Default: the
@@ -27,6 +28,8 @@ pub struct Config {
     pub reconnect_min: Duration,
     /// The longest such pause. Default: 5 s.
     pub reconnect_max: Duration,
+    /// CA, client certificate and token towards coordinators. Default: the system's CAs, nothing of our own.
+    pub credentials: Credentials,
 }
 
 impl Config {
@@ -42,6 +45,7 @@ impl Config {
             labels: BTreeMap::new(),
             reconnect_min: Duration::from_millis(100),
             reconnect_max: Duration::from_secs(5),
+            credentials: Credentials::default(),
         }
     }
 
@@ -55,8 +59,14 @@ impl Config {
             return wrong("coordinators", "[]".into(), "at least one URL is needed");
         }
         for url in &self.coordinators {
-            let plain = url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
-            if !plain || tonic::transport::Endpoint::from_shared(url.clone()).is_err() {
+            if self.credentials.check(url).is_err_and(|error| matches!(error, UrlError::ClearText)) {
+                return wrong(
+                    "coordinators",
+                    url.clone(),
+                    "must begin with https://: a token isn't sent in clear text",
+                );
+            }
+            if tranche_tls::endpoint(url).is_err() {
                 return wrong("coordinators", url.clone(), "must be a URL like http://host:port");
             }
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tranche_tls::{ClientFiles, Credentials};
 use tranche_worker::Config;
 
 /// The handlers that are built in.
@@ -48,6 +49,18 @@ struct Flags {
     /// others [default: http://127.0.0.1:7070].
     #[arg(long, env = "TRANCHE_WORKER_COORDINATOR", value_name = "URL", value_delimiter = ',')]
     coordinator: Option<Vec<String>>,
+    /// CAs of coordinators at https:// (PEM) [default: the system's].
+    #[arg(long, env = "TRANCHE_WORKER_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Client certificate (PEM); with --tls-key [default: none].
+    #[arg(long, env = "TRANCHE_WORKER_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, env = "TRANCHE_WORKER_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// File of the bearer token [default: none].
+    #[arg(long, env = "TRANCHE_WORKER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// This worker's id; no other may have it [default: host name and random digits].
     #[arg(long, env = "TRANCHE_WORKER_ID")]
     id: Option<String>,
@@ -90,6 +103,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[serde(default, deny_unknown_fields)]
 struct File {
     coordinators: Option<Vec<String>>,
+    tls_ca: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    #[serde(rename = "token_file")]
+    token: Option<PathBuf>,
     id: Option<String>,
     slots: Option<usize>,
     prefetch: Option<usize>,
@@ -130,6 +148,13 @@ impl Settings {
         worker.window_bytes = file.window_bytes.unwrap_or(worker.window_bytes);
         worker.drain_timeout = flags.drain_timeout.or(file.drain_timeout).unwrap_or(worker.drain_timeout);
         worker.labels = file.labels.unwrap_or_default();
+        let files = ClientFiles {
+            ca: flags.tls_ca.or(file.tls_ca),
+            cert: flags.tls_cert.or(file.tls_cert),
+            key: flags.tls_key.or(file.tls_key),
+            token: flags.token_file.or(file.token),
+        };
+        worker.credentials = Credentials::load(files).map_err(|error| error.to_string())?;
         worker.check().map_err(|error| error.to_string())?;
         let handlers = flags.handlers.or(file.handlers);
         let handlers = handlers.unwrap_or_else(|| HANDLERS.map(str::to_owned).to_vec());

@@ -48,7 +48,8 @@ pub enum WorkerError {
 impl Worker {
     /// A worker with these handlers; of two with the same name the later counts.
     pub fn new(config: Config, handlers: Vec<Arc<dyn Handler>>) -> Self {
-        Self::with_transport(config, handlers, Arc::new(Http2::default()))
+        let http2 = Http2 { credentials: config.credentials.clone(), ..Http2::default() };
+        Self::with_transport(config, handlers, Arc::new(http2))
     }
 
     /// A worker that reaches its coordinators another way, for simulations.

@@ -16,10 +16,10 @@ pub(crate) mod submit;
 pub(crate) mod watch;
 pub(crate) mod workers;
 
-use tranche_client::{Client, Options, v1};
+use tranche_client::{Client, Credentials, Options, v1};
 
 use crate::args::{Cli, Command, Global, Output};
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::output::{json, line, table};
 
 /// Runs the command; returns the exit code.
@@ -46,9 +46,11 @@ pub(crate) async fn run(cli: Cli) -> Result<i32> {
 
 /// Connects to the cluster.
 async fn connect(global: &Global) -> Result<Client> {
+    let credentials =
+        Credentials::load(global.files()).map_err(|error| CliError::usage(error.to_string()))?;
     // As other programs take it from whoever started them, a pipeline's step for one.
     let traceparent = std::env::var("TRACEPARENT").ok();
-    let options = Options { traceparent, ..Options::default() };
+    let options = Options { credentials, traceparent, ..Options::default() };
     Ok(Client::connect_with(&global.coordinator, options).await?)
 }
 

@@ -1,6 +1,6 @@
 //! The bounds.
 
-use super::{Config, Problem, StoreConfig};
+use super::{Config, Problem, StoreConfig, security};
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -16,6 +16,7 @@ const MAX_HANDLERS: usize = 64;
 
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Vec::new();
+    security::check(config, &mut found);
     addresses(config, &mut found);
     store(config, &mut found);
     let ms = Duration::from_millis;
@@ -47,20 +48,15 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
 
 fn addresses(config: &Config, found: &mut Vec<Problem>) {
     let listen = config.listen;
-    if !is_loopback(listen.ip()) && !config.insecure {
-        found.push(Problem::new(
-            "listen",
-            listen,
-            "other machines could reach it in clear text, and nobody is asked who they are; listen on \
-             loopback, or set insecure = true (--insecure) in a network you trust",
-        ));
-    }
-    if let Some(ops) = config.ops_listen.filter(|ops| !is_loopback(ops.ip()) && !config.insecure) {
+    if let Some(ops) = config.ops_listen.filter(|ops| !is_loopback(ops.ip()))
+        && !config.insecure
+        && config.security.tls_cert.is_none()
+    {
         found.push(Problem::new(
             "ops_listen",
             ops,
-            "other machines could read the metrics in clear text; listen on loopback, or set insecure = true \
-             (--insecure) in a network you trust",
+            "other machines could read the metrics in clear text; listen on loopback, set tls_cert and tls_key, or set \
+             insecure = true (--insecure) in a network you trust",
         ));
     }
     if let Some(url) = &config.otlp_endpoint
@@ -144,8 +140,8 @@ fn handlers(config: &Config, found: &mut Vec<Problem>) {
 
 fn check_url(url: &str) -> Result<(), String> {
     let uri: http::Uri = url.parse().map_err(|error| format!("is no URL: {error}"))?;
-    if uri.scheme_str() != Some("http") {
-        return Err("must begin with http:// (there is no TLS yet)".to_owned());
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("must begin with http:// or https://".to_owned());
     }
     if uri.host().is_none_or(str::is_empty) || uri.port().is_none() {
         return Err("must name a host and a port".to_owned());

@@ -56,10 +56,26 @@ pub const FIELDS: &[Field] = &[
         "BOOL",
         "Lets --listen be another than loopback, in clear text, open to all [default: false]",
     ),
+    field(
+        "tls_cert",
+        "FILE",
+        "Certificate of the gRPC port (PEM); with --tls-key, read again when it changes",
+    ),
+    field("tls_key", "FILE", "Its private key (PEM)"),
+    field("tls_client_ca", "FILE", "CAs of clients (PEM) [default: no certificates of clients]"),
+    field("identities", "FILE", "Who may do what (TOML), read again when it changes [default: all may all]"),
+    field("open_services", "NAMES", "Answer without a credential: health, reflection [default: health]"),
+    field("tls_ca", "FILE", "CAs of the other coordinators (PEM) [default: the system's]"),
+    field("token_file", "FILE", "Bearer token towards the other coordinators [default: none]"),
     field("store", "STORE", "embedded:PATH or etcd:URL[,URL...] [default: embedded:tranche-data]"),
     field("prefix", "PREFIX", "Prefix of all keys in etcd [default: /tranche/v1/]"),
     field("session_ttl", "TIME", "etcd: how long a lost coordinator's locks stay, 1s to 10m [default: 5s]"),
     field("call_timeout", "TIME", "etcd: how long one call may take, 100ms to 1m [default: 5s]"),
+    field("etcd_ca", "FILE", "etcd: its CAs (PEM); required with https://"),
+    field("etcd_cert", "FILE", "etcd: client certificate (PEM); with --etcd-key [default: none]"),
+    field("etcd_key", "FILE", "etcd: its private key (PEM)"),
+    field("etcd_user", "NAME", "etcd: user; with --etcd-password-file [default: none]"),
+    field("etcd_password_file", "FILE", "etcd: the user's password"),
     field(
         "objects",
         "DIR",
@@ -212,6 +228,7 @@ impl Reader {
         self.set(&mut config.otlp_endpoint, "otlp_endpoint", |text| some(text.to_owned()));
         self.set(&mut config.advertise, "advertise", |text| some(text.to_owned()));
         self.set(&mut config.insecure, "insecure", |text| text.parse().map_err(|_| "must be true or false"));
+        self.security(&mut config);
         self.store(&mut config);
         self.set(&mut config.objects, "objects", |text| some(PathBuf::from(text)));
         self.set(&mut config.start_timeout, "start_timeout", time);
@@ -233,6 +250,32 @@ impl Reader {
         self.set(&mut config.log, "log", |text| Ok::<_, String>(text.to_owned()));
         self.set(&mut config.log_format, "log_format", str::parse);
         config
+    }
+
+    fn security(&mut self, config: &mut Config) {
+        let security = &mut config.security;
+        for (name, slot) in [
+            ("tls_cert", &mut security.tls_cert),
+            ("tls_key", &mut security.tls_key),
+            ("tls_client_ca", &mut security.tls_client_ca),
+            ("identities", &mut security.identities),
+            ("tls_ca", &mut security.tls_ca),
+            ("token_file", &mut security.token_file),
+            ("etcd_ca", &mut security.etcd_ca),
+            ("etcd_cert", &mut security.etcd_cert),
+            ("etcd_key", &mut security.etcd_key),
+            ("etcd_password_file", &mut security.etcd_password_file),
+        ] {
+            self.set(slot, name, path);
+        }
+        self.set(&mut security.etcd_user, "etcd_user", |text| some(text.to_owned()));
+        self.set(&mut security.open_services, "open_services", |text| {
+            text.split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty())
+                .map(str::parse)
+                .collect::<Result<_, _>>()
+        });
     }
 
     fn store(&mut self, config: &mut Config) {
@@ -274,6 +317,10 @@ impl FromStr for StoreConfig {
 #[allow(clippy::unnecessary_wraps, reason = "a parser")]
 fn some<T>(value: T) -> Result<Option<T>, String> {
     Ok(Some(value))
+}
+
+fn path(text: &str) -> Result<Option<PathBuf>, &'static str> {
+    if text.is_empty() { Err("must be the path of a file") } else { Ok(Some(PathBuf::from(text))) }
 }
 
 fn time(text: &str) -> Result<Duration, String> {

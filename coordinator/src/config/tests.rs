@@ -65,12 +65,24 @@ fn every_field_can_be_given_in_every_way() {
         ("listen", "0.0.0.0:1"),
         ("ops_listen", "127.0.0.1:2"),
         ("otlp_endpoint", "http://o:1"),
-        ("advertise", "http://a:1"),
+        ("advertise", "https://a:1"),
         ("insecure", "true"),
-        ("store", "etcd:http://a:1,http://b:2"),
+        ("tls_cert", "/tc"),
+        ("tls_key", "/tk"),
+        ("tls_client_ca", "/tcc"),
+        ("identities", "/i"),
+        ("open_services", "reflection,health"),
+        ("tls_ca", "/ta"),
+        ("token_file", "/tf"),
+        ("store", "etcd:https://a:1,https://b:2"),
         ("prefix", "/x/"),
         ("session_ttl", "7s"),
         ("call_timeout", "8s"),
+        ("etcd_ca", "/ea"),
+        ("etcd_cert", "/ec"),
+        ("etcd_key", "/ek"),
+        ("etcd_user", "root"),
+        ("etcd_password_file", "/ep"),
         ("objects", "/o"),
         ("start_timeout", "9s"),
         ("lease_ttl", "11s"),
@@ -93,10 +105,24 @@ fn every_field_can_be_given_in_every_way() {
         listen: "0.0.0.0:1".parse().expect("an address"),
         ops_listen: Some("127.0.0.1:2".parse().expect("an address")),
         otlp_endpoint: Some("http://o:1".into()),
-        advertise: Some("http://a:1".into()),
+        advertise: Some("https://a:1".into()),
         insecure: true,
+        security: Security {
+            tls_cert: Some("/tc".into()),
+            tls_key: Some("/tk".into()),
+            tls_client_ca: Some("/tcc".into()),
+            identities: Some("/i".into()),
+            open_services: vec![OpenService::Reflection, OpenService::Health],
+            tls_ca: Some("/ta".into()),
+            token_file: Some("/tf".into()),
+            etcd_ca: Some("/ea".into()),
+            etcd_cert: Some("/ec".into()),
+            etcd_key: Some("/ek".into()),
+            etcd_user: Some("root".into()),
+            etcd_password_file: Some("/ep".into()),
+        },
         store: StoreConfig::Etcd {
-            endpoints: vec!["http://a:1".into(), "http://b:2".into()],
+            endpoints: vec!["https://a:1".into(), "https://b:2".into()],
             prefix: "/x/".into(),
             session_ttl: Duration::from_secs(7),
             call_timeout: Duration::from_secs(8),
@@ -236,14 +262,53 @@ fn another_address_than_loopback_needs_insecure() {
     let text = problem(load(None, &[], &[("ops_listen", "10.0.0.1:1")]));
     assert!(text.starts_with("ops_listen = \"10.0.0.1:1\"") && text.contains("--insecure"), "{text}");
     load(None, &[], &[("ops_listen", "0.0.0.0:1"), ("insecure", "true")]).expect("asked for");
+    load(None, &[], &[("ops_listen", "10.0.0.1:1"), ("tls_cert", "/c"), ("tls_key", "/k")]).expect("by TLS");
     let text = problem(load(None, &[], &[("listen", "0.0.0.0:1"), ("insecure", "true")]));
     assert!(text.starts_with("advertise: is required"), "{text}");
     let all = [("listen", "[::]:1"), ("insecure", "true"), ("advertise", "http://h:1")];
     assert_eq!(load(None, &[], &all).expect("right").endpoint(([1, 1, 1, 1], 1).into()), "http://h:1");
-    for url in ["h:1", "https://h:1", "http://h", "http://h:1/x", "http://", "grpc://h:1", "a b"] {
+    for url in ["h:1", "ftp://h:1", "http://h", "http://h:1/x", "http://", "grpc://h:1", "a b"] {
         assert!(problem(load(None, &[], &[("advertise", url)])).starts_with("advertise"), "{url}");
         assert!(problem(load(None, &[], &[("otlp_endpoint", url)])).starts_with("otlp_endpoint"), "{url}");
     }
+}
+
+#[test]
+fn with_tls_and_identities_every_address_is_right_and_nothing_is_forgotten() {
+    let tls = [("tls_cert", "c"), ("tls_key", "k")];
+    let with = |more: &[(&'static str, &'static str)]| load(None, &[], &[&tls[..], more].concat());
+    let all = [("listen", "10.0.0.1:1"), ("identities", "i")];
+    let config = with(&all).expect("right");
+    assert_eq!(config.endpoint(config.listen), "https://10.0.0.1:1");
+    let text = problem(with(&all[..1]));
+    assert!(text.contains("nobody is asked who they are: give identities"), "{text}");
+    let text = problem(load(None, &[], &all));
+    assert!(text.contains("in clear text: give tls_cert"), "{text}");
+    assert!(problem(load(None, &[], &tls[..1])).starts_with("tls_key: is missing"));
+    assert!(problem(load(None, &[], &tls[1..])).starts_with("tls_cert: is missing"));
+    assert!(problem(load(None, &[], &[("tls_client_ca", "c")])).starts_with("tls_client_ca"));
+    assert!(problem(with(&[("advertise", "http://h:1")])).contains("must begin with https://"));
+    assert!(problem(load(None, &[], &[("tls_ca", "")])).contains("path of a file"));
+    assert!(problem(load(None, &[], &[("open_services", "health,admin")])).contains("health and reflection"));
+    assert_eq!(load(None, &[], &[("open_services", "")]).expect("none").security.open_services, []);
+    assert_eq!(Config::default().security.open_services, [OpenService::Health]);
+    let etcd = |url: &str, more: &[(&'static str, &'static str)]| {
+        let store = [("store", url), ("objects", "o")];
+        let error = load(None, &[], &[&store[..], more].concat()).err();
+        error.map(|error| error.0[0].to_string()).unwrap_or_default()
+    };
+    if cfg!(feature = "etcd") {
+        assert_eq!(etcd("etcd:https://a:1", &[("etcd_ca", "c")]), "");
+        assert!(etcd("etcd:https://a:1", &[]).starts_with("etcd_ca: is required"));
+        let with = [("etcd_ca", "c"), ("etcd_user", "u")];
+        assert!(etcd("etcd:https://a:1", &with).starts_with("etcd_password_file: is missing"));
+        assert!(
+            etcd("etcd:https://a:1", &[("etcd_ca", "c"), ("etcd_key", "k")])
+                .starts_with("etcd_cert: is missing")
+        );
+        assert!(etcd("etcd:http://a:1", &[("etcd_ca", "c")]).contains("needs https://"));
+    }
+    assert!(problem(load(None, &[], &[("etcd_ca", "c")])).contains("only for an etcd store"));
 }
 
 #[test]

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tranche_proto::v1;
 use tranche_proto::v1::admin_service_client::AdminServiceClient;
 use tranche_proto::v1::admin_service_server::AdminService;
+use tranche_tls::Authorized;
 
 const DEFAULT_PAGE: usize = 100;
 /// How long another coordinator may take to answer.
@@ -29,7 +29,7 @@ pub(crate) struct Admin {
     pub(crate) limit: Duration,
 }
 
-type Client = AdminServiceClient<Channel>;
+type Client = AdminServiceClient<Authorized>;
 
 impl Admin {
     /// The other coordinators, unless one of them asks.
@@ -147,7 +147,7 @@ impl AdminService for Admin {
         let mut request = request.into_inner();
         let batch = match request.parent.as_str() {
             "" => None,
-            parent => Some(validate::batch_name("parent", parent)?),
+            parent => Some(caller.sees(validate::batch_name("parent", parent)?)?),
         };
         let size = page::size(request.page_size, DEFAULT_PAGE)?;
         request.page_size = asked(size);

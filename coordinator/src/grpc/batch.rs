@@ -110,7 +110,7 @@ impl BatchService for Batches {
     ) -> Result<Response<v1::Batch>, Status> {
         let caller = Caller::of(&request, self.limit);
         let request = request.into_inner();
-        let batch = validate::seal(&request)?;
+        let batch = caller.sees(validate::seal(&request)?)?;
         let here = || async { Ok(self.node.seal(&batch, request.total).await?.to_proto()) };
         let there = |mut client: Client, extras: Request<()>| {
             let request = extras.map(|()| request.clone());
@@ -121,7 +121,7 @@ impl BatchService for Batches {
 
     async fn get_batch(&self, request: Request<v1::GetBatchRequest>) -> Result<Response<v1::Batch>, Status> {
         let caller = Caller::of(&request, self.limit);
-        let batch = validate::batch_name("name", &request.into_inner().name)?;
+        let batch = caller.sees(validate::batch_name("name", &request.into_inner().name)?)?;
         Ok(Response::new(self.get(&caller, &batch).await?))
     }
 
@@ -129,8 +129,9 @@ impl BatchService for Batches {
         &self,
         request: Request<v1::ListBatchesRequest>,
     ) -> Result<Response<v1::ListBatchesResponse>, Status> {
+        let caller = Caller::of(&request, self.limit);
         let request = request.into_inner();
-        let namespace = validate::namespace("parent", &request.parent)?;
+        let namespace = caller.namespace("parent", &request.parent)?;
         let query = batches_query(&namespace, &request);
         let filter = ListFilter {
             states: validate::states(&request.states)?,
@@ -153,7 +154,7 @@ impl BatchService for Batches {
     ) -> Result<Response<Self::WatchBatchStream>, Status> {
         let limit = self.limit;
         let caller = Caller::of(&request, limit);
-        let batch = validate::batch_name("name", &request.into_inner().name)?;
+        let batch = caller.sees(validate::batch_name("name", &request.into_inner().name)?)?;
         let permit = self.watchers.enter()?;
         let first = updates(self.owners.clone(), caller.clone(), batch.clone(), false).await?;
         let owners = self.owners.clone();
@@ -166,18 +167,21 @@ impl BatchService for Batches {
         &self,
         request: Request<v1::CommitBatchRequest>,
     ) -> Result<Response<v1::Batch>, Status> {
+        let caller = Caller::of(&request, self.limit);
         let request = request.into_inner();
-        let batch = validate::commit(&request)?;
-        Ok(Response::new(self.node.commit(&batch, &request.actor).await?.to_proto()))
+        let batch = caller.sees(validate::commit(&request)?)?;
+        Ok(Response::new(self.node.commit(&batch, &caller.actor(&request.actor)).await?.to_proto()))
     }
 
     async fn cancel_batch(
         &self,
         request: Request<v1::CancelBatchRequest>,
     ) -> Result<Response<v1::Batch>, Status> {
+        let caller = Caller::of(&request, self.limit);
         let request = request.into_inner();
-        let batch = validate::cancel(&request)?;
-        Ok(Response::new(self.node.cancel(&batch, &request.actor, &request.message).await?.to_proto()))
+        let batch = caller.sees(validate::cancel(&request)?)?;
+        let actor = caller.actor(&request.actor);
+        Ok(Response::new(self.node.cancel(&batch, &actor, &request.message).await?.to_proto()))
     }
 
     async fn retry_failed(
@@ -186,7 +190,7 @@ impl BatchService for Batches {
     ) -> Result<Response<v1::RetryFailedResponse>, Status> {
         let caller = Caller::of(&request, self.limit);
         let request = request.into_inner();
-        let batch = validate::batch_name("name", &request.name)?;
+        let batch = caller.sees(validate::batch_name("name", &request.name)?)?;
         let here = || async {
             let (view, retried) = self.node.retry_failed(&batch).await?;
             Ok(v1::RetryFailedResponse { batch: Some(view.to_proto()), retried: retried.cast_signed() })
@@ -204,8 +208,9 @@ impl BatchService for Batches {
         &self,
         request: Request<v1::ListFailuresRequest>,
     ) -> Result<Response<v1::ListFailuresResponse>, Status> {
+        let caller = Caller::of(&request, self.limit);
         let request = request.into_inner();
-        let batch = validate::batch_name("parent", &request.parent)?;
+        let batch = caller.sees(validate::batch_name("parent", &request.parent)?)?;
         let size = page::size(request.page_size, DEFAULT_FAILURES)?;
         let query = page::Query::new(["failures", &request.parent]);
         let after = match query.cursor(&request.page_token)? {
@@ -220,7 +225,8 @@ impl BatchService for Batches {
     }
 
     async fn delete_batch(&self, request: Request<v1::DeleteBatchRequest>) -> Result<Response<()>, Status> {
-        let batch = validate::batch_name("name", &request.into_inner().name)?;
+        let caller = Caller::of(&request, self.limit);
+        let batch = caller.sees(validate::batch_name("name", &request.into_inner().name)?)?;
         let deleted: Result<(), Error> = self.node.delete(&batch).await;
         Ok(Response::new(deleted?))
     }

@@ -29,6 +29,10 @@ impl Batches {
         mut request: v1::CreateBatchRequest,
         elsewhere: Option<Member>,
     ) -> Result<v1::Batch, Status> {
+        // The owner elsewhere gets it spelt out, too.
+        if let Some(parent) = caller.parent("parent", &request.parent)? {
+            request.parent = parent;
+        }
         let known = self.node.known_handlers();
         let mut create = validate::create(request.clone(), &known)?;
         if let Some(member) = elsewhere.filter(|_| !caller.forwarded) {

@@ -116,6 +116,7 @@ where
                 request.id = id.to_str().unwrap_or_default(),
                 otel.name = field::Empty,
                 otel.kind = field::Empty,
+                identity = field::Empty,
             );
             let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
             let name = path.trim_start_matches('/');

@@ -4,6 +4,7 @@
 
 mod admin;
 mod append;
+pub mod auth;
 mod batch;
 mod elsewhere;
 pub mod layers;
@@ -49,8 +50,8 @@ const MAX_CONNECTION_STREAMS: u32 = 1024;
 /// The most bytes of a call's headers: ours are a few hundred.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 
-/// A router with our layer.
-pub type Routes = Router<Stack<layers::CallLayer, Identity>>;
+/// A router with our layers.
+pub type Routes = Router<Stack<auth::AuthLayer, Stack<layers::CallLayer, Identity>>>;
 
 /// All there is to serve.
 pub struct Services {
@@ -71,10 +72,10 @@ pub struct Services {
 /// # Panics
 /// Never: the descriptors are our own build's.
 pub fn routes(node: Arc<Node>, config: &Config, shutdown: &CancellationToken) -> Services {
-    routes_over(node, config, shutdown, Arc::default())
+    routes_over(node, config, shutdown, Arc::default(), auth::AuthLayer::default())
 }
 
-/// The same, with other connections to the other coordinators.
+/// The same, with other connections to the other coordinators, and asking who calls.
 ///
 /// # Panics
 /// Never: the descriptors are our own build's.
@@ -83,6 +84,7 @@ pub fn routes_over(
     config: &Config,
     shutdown: &CancellationToken,
     peers: Arc<Peers>,
+    auth: auth::AuthLayer,
 ) -> Services {
     let tasks = TaskTracker::new();
     let metrics = node.shared().metrics.calls.clone();
@@ -109,6 +111,7 @@ pub fn routes_over(
         .max_frame_size(Some(HTTP2_FRAME_BYTES))
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .layer(calls.clone())
+        .layer(auth)
         .add_service(BatchServiceServer::new(batches).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(AdminServiceServer::new(admin::Admin { owners, limit: config.request_timeout }))
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))

@@ -4,7 +4,9 @@
 //! owner would play with it.
 
 use super::layers::REQUEST_ID;
+use super::{status, validate};
 use crate::error::Error;
+use crate::identity::{Identity, Scope};
 use crate::node::{Member, Node, Place};
 use crate::peers::{Carries, Peer, Peers};
 use crate::store::StoreError;
@@ -15,18 +17,22 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
-use tonic::transport::Channel;
 use tonic::{Code, ConnectError, Request, Response, Status};
 use tonic_types::StatusExt;
 use tranche_ops::{TRACEPARENT, trace};
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::admin_service_client::AdminServiceClient;
 use tranche_proto::v1::batch_service_client::BatchServiceClient;
+use tranche_tls::Authorized;
 
 /// Metadata of a call that was passed on: the id of the coordinator that did.
 pub(crate) const FORWARDED: &str = "tranche-forwarded";
+/// Metadata of a call that was passed on, when coordinators ask who calls: its first caller's name, namespace
+/// and roles.
+pub(crate) const ON_BEHALF: [&str; 3] =
+    ["tranche-behalf-name", "tranche-behalf-namespace", "tranche-behalf-roles"];
 /// The client of an owner.
-pub(crate) type Client = BatchServiceClient<Channel>;
+pub(crate) type Client = BatchServiceClient<Authorized>;
 
 /// How long a call waits for a batch to have an owner that answers: as long as a new owner may take.
 const OWNER_WAIT: Duration = Duration::from_secs(10);
@@ -44,6 +50,8 @@ pub(crate) struct Caller {
     /// When it is answered at the latest.
     until: Instant,
     request_id: Option<AsciiMetadataValue>,
+    /// Who, if callers are asked.
+    identity: Option<Arc<Identity>>,
 }
 
 impl Caller {
@@ -55,6 +63,44 @@ impl Caller {
             forwarded: metadata.contains_key(FORWARDED),
             until: Instant::now() + limit,
             request_id: metadata.get(REQUEST_ID).cloned(),
+            identity: request.extensions().get().cloned(),
+        }
+    }
+
+    /// The batch, if the caller sees its namespace. One that it doesn't see isn't there.
+    pub(crate) fn sees(&self, batch: BatchKey) -> Result<BatchKey, Error> {
+        match &self.identity {
+            Some(identity) if !identity.sees(&batch.namespace) => Err(Error::NotFound(batch)),
+            _ => Ok(batch),
+        }
+    }
+
+    /// The namespace that a request's `parent` means: without one the caller's own.
+    pub(crate) fn namespace(&self, field: &str, parent: &str) -> Result<String, Status> {
+        let Some(identity) = &self.identity else { return Ok(validate::namespace(field, parent)?) };
+        if let (Scope::Namespace(own), "") = (&identity.scope, parent) {
+            return Ok(own.clone());
+        }
+        let namespace = validate::namespace(field, parent)?;
+        if identity.sees(&namespace) {
+            Ok(namespace)
+        } else {
+            Err(status::namespace_denied(&namespace, identity))
+        }
+    }
+
+    /// The same as a resource name; `None`: callers aren't asked who they are, and it is checked with the rest.
+    pub(crate) fn parent(&self, field: &str, parent: &str) -> Result<Option<String>, Status> {
+        let known = self.identity.as_ref().map(|_| self.namespace(field, parent)).transpose()?;
+        Ok(known.map(|namespace| format!("namespaces/{namespace}")))
+    }
+
+    /// Who is noted as the author of a decision: what they call themselves, and who they are.
+    pub(crate) fn actor(&self, given: &str) -> String {
+        match &self.identity {
+            None => given.to_owned(),
+            Some(identity) if given.is_empty() => identity.name.to_string(),
+            Some(identity) => format!("{given} ({})", identity.name),
         }
     }
 
@@ -218,7 +264,7 @@ impl Owners {
         there: P,
     ) -> Result<T, Status>
     where
-        P: Fn(AdminServiceClient<Channel>, Request<()>) -> PF,
+        P: Fn(AdminServiceClient<Authorized>, Request<()>) -> PF,
         PF: Future<Output = Result<Response<T>, Status>>,
     {
         let peer = self.peer(member, Carries::Calls)?;
@@ -255,6 +301,12 @@ impl Owners {
             && !traceparent.is_empty()
         {
             request.metadata_mut().insert(TRACEPARENT, traceparent);
+        }
+        if let Some(identity) = &caller.identity {
+            let values = [identity.name.to_string(), identity.scope.to_string(), identity.roles.to_string()];
+            for (name, value) in ON_BEHALF.into_iter().zip(values) {
+                request.metadata_mut().insert(name, value.parse().expect("names and roles are ASCII"));
+            }
         }
         request
     }

@@ -4,11 +4,13 @@
 //! wrong fields are a `google.rpc.BadRequest`; what may work later carries a `google.rpc.RetryInfo`.
 
 use crate::error::Error;
+use crate::identity::{Identity, rights};
 use crate::store::StoreError;
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use tranche_proto::Rpc;
 
 /// The domain of every reason.
 pub const DOMAIN: &str = "tranche";
@@ -174,6 +176,36 @@ pub(crate) fn overloaded(what: &str, limit: usize) -> Status {
 pub(crate) fn timed_out(limit: Duration) -> Status {
     let row = row(Code::DeadlineExceeded, "REQUEST_TIMEOUT", []).again(RETRY_LATER);
     build(row, Vec::new(), format!("call took longer than {limit:?}"))
+}
+
+/// Nobody known calls.
+pub(crate) fn unauthenticated(reason: &'static str, message: &str) -> Status {
+    build(row(Code::Unauthenticated, reason, []), Vec::new(), message.to_owned())
+}
+
+/// Somebody known calls what isn't theirs to call.
+pub(crate) fn role_missing(rpc: Rpc, identity: &Identity) -> Status {
+    let needed = rights::holders(rpc).iter().map(|role| role.name()).collect::<Vec<_>>().join(" or ");
+    let metadata = [("rpc", rpc.name()), ("identity", identity.name.to_string()), ("role", needed.clone())];
+    let message = format!("{} may not call {}: it needs the role {needed}", identity.name, rpc.name());
+    build(row(Code::PermissionDenied, "ROLE_MISSING", metadata), Vec::new(), message)
+}
+
+/// Somebody passes on a call who isn't a coordinator, or not as coordinators do.
+pub(crate) fn not_a_replica(identity: &Identity) -> Status {
+    let metadata = [("identity", identity.name.to_string())];
+    let message = format!("{} may not call for others: only coordinators (role replica) do", identity.name);
+    build(row(Code::PermissionDenied, "NOT_A_REPLICA", metadata), Vec::new(), message)
+}
+
+/// A request names another namespace than its caller's.
+pub(crate) fn namespace_denied(namespace: &str, identity: &Identity) -> Status {
+    let metadata = [("identity", identity.name.to_string()), ("namespace", identity.scope.to_string())];
+    let message = format!(
+        "namespace {namespace:?} isn't that of {}: leave it out, or name {}",
+        identity.name, identity.scope
+    );
+    build(row(Code::PermissionDenied, "NAMESPACE_DENIED", metadata), Vec::new(), message)
 }
 
 fn build(row: Row, violations: Vec<FieldViolation>, message: String) -> Status {

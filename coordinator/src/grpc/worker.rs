@@ -7,6 +7,7 @@ use crate::dispatch::{Hello, OUTBOUND_BOUND, Place, SessionId};
 use crate::driver::records::token_from;
 use crate::error::Error;
 use crate::grpc::{status, validate};
+use crate::identity::Identity;
 use crate::node::{Node, Shared};
 use crate::store::keys::BatchKey;
 use futures::{Stream, TryStreamExt as _};
@@ -49,6 +50,32 @@ impl Workers {
     }
 }
 
+/// Whose stream it is.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Where it comes from.
+    pub peer: String,
+    /// Who, if callers are asked.
+    pub identity: Option<Arc<Identity>>,
+}
+
+impl From<String> for Origin {
+    fn from(peer: String) -> Self {
+        Self { peer, identity: None }
+    }
+}
+
+impl Origin {
+    /// The id of this caller's worker in all that is kept. Two identities have no worker in common: neither gets, nor
+    /// reports, nor ends what was leased to the other's. (No name of an identity has a `/`.)
+    fn worker_id(&self, worker: String) -> String {
+        match &self.identity {
+            Some(identity) => format!("{}/{worker}", identity.name),
+            None => worker,
+        }
+    }
+}
+
 /// How long a stream may bring nothing: two heartbeats may be late, or one of a worker that holds no lease, which
 /// sends half as many, by half the time between two. It ends before the leases of its worker
 /// do, since what a silent worker lost must not be leased to it again. One that was only slow attaches anew,
@@ -65,12 +92,15 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let peer = request.remote_addr().map(|peer| peer.to_string()).unwrap_or_default();
+        let origin = Origin {
+            peer: request.remote_addr().map(|peer| peer.to_string()).unwrap_or_default(),
+            identity: request.extensions().get().cloned(),
+        };
         let frames = request.into_inner();
         let (out, stream) = mpsc::channel(OUTBOUND_BOUND);
         let (node, shutdown) = (self.node.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
-            if let Err(status) = serve(node, frames, peer, &out, shutdown).await {
+            if let Err(status) = serve(node, frames, origin, &out, shutdown).await {
                 // The worker may be gone, or not be reading: then there is nobody to tell.
                 let _ = out.try_send(Err(status));
             }
@@ -86,7 +116,7 @@ impl WorkerService for Workers {
 pub async fn serve(
     node: Arc<Node>,
     mut frames: impl Stream<Item = Result<v1::AttachRequest, Status>> + Send + Unpin,
-    peer: String,
+    origin: impl Into<Origin>,
     out: &crate::dispatch::Outbound,
     shutdown: CancellationToken,
 ) -> Result<(), Status> {
@@ -99,7 +129,7 @@ pub async fn serve(
     let Some(Frame::Hello(hello)) = first.and_then(|request| request.frame) else {
         return Err(invalid("frame", "the first frame must be hello"));
     };
-    let hello = checked(hello, peer)?;
+    let hello = checked(hello, origin)?;
     let worker = hello.worker.clone();
     let config = &node.shared().config;
     let welcome = v1::Welcome {
@@ -155,7 +185,8 @@ pub async fn serve(
     result
 }
 
-fn checked(hello: v1::Hello, peer: String) -> Result<Hello, Status> {
+fn checked(hello: v1::Hello, origin: impl Into<Origin>) -> Result<Hello, Status> {
+    let origin = origin.into();
     let bad = |field: &str, text: &str| Err(invalid(&format!("hello.{field}"), text));
     if hello.worker.is_empty() || hello.worker.len() > MAX_WORKER_ID {
         return bad("worker", "must have 1 to 128 characters");
@@ -181,13 +212,13 @@ fn checked(hello: v1::Hello, peer: String) -> Result<Hello, Status> {
         held.push((batch, token_from(token)));
     }
     Ok(Hello {
-        worker: WorkerKey::new(hello.worker, hello.incarnation),
+        worker: WorkerKey::new(origin.worker_id(hello.worker), hello.incarnation),
         handlers: hello.handlers,
         slots: hello.slots,
         labels: hello.labels,
         held,
         version: hello.version,
-        peer,
+        peer: origin.peer,
     })
 }
 

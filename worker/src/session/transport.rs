@@ -13,6 +13,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tranche_proto::v1::worker_service_client::WorkerServiceClient;
 use tranche_proto::{HTTP2_FRAME_BYTES, MAX_FRAME_BYTES, v1};
+use tranche_tls::{Authorized, Credentials};
 
 /// What a coordinator says.
 pub type Inbound = BoxStream<'static, Result<v1::AttachResponse, Status>>;
@@ -53,6 +54,8 @@ pub struct Http2 {
     pub keep_alive_interval: Duration,
     /// How long it may take to answer a ping.
     pub keep_alive_timeout: Duration,
+    /// CA, client certificate and token. Default: the system's CAs, nothing of our own.
+    pub credentials: Credentials,
     /// Another way to open a channel than by TCP, for simulated networks. Default: none.
     pub dial: Option<Dial>,
 }
@@ -73,6 +76,7 @@ impl Default for Http2 {
             connect_timeout: Duration::from_secs(5),
             keep_alive_interval: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(5),
+            credentials: Credentials::default(),
             dial: None,
         }
     }
@@ -81,8 +85,10 @@ impl Default for Http2 {
 #[async_trait]
 impl Transport for Http2 {
     async fn connect(&self, url: &str) -> Result<Box<dyn Connection>, Status> {
-        let endpoint = Endpoint::from_shared(url.to_owned())
-            .map_err(|error| Status::invalid_argument(format!("`{url}` is no URL: {error}")))?
+        let wrong = |error| Status::invalid_argument(format!("`{url}` {error}"));
+        self.credentials.check(url).map_err(wrong)?;
+        let endpoint = tranche_tls::endpoint(url)
+            .map_err(wrong)?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .max_frame_size(HTTP2_FRAME_BYTES)
@@ -90,16 +96,16 @@ impl Transport for Http2 {
             .keep_alive_timeout(self.keep_alive_timeout)
             .keep_alive_while_idle(true);
         let channel = match &self.dial {
-            None => endpoint.connect().await,
+            None => self.credentials.connect(url, &endpoint).await,
             Some(dial) => dial(endpoint).await,
         };
         let channel = channel.map_err(|error| Status::from_error(Box::new(error)))?;
-        Ok(Box::new(channel))
+        Ok(Box::new(self.credentials.authorized(channel)))
     }
 }
 
 #[async_trait]
-impl Connection for Channel {
+impl Connection for Authorized {
     async fn attach(self: Box<Self>, outbound: mpsc::Receiver<v1::AttachRequest>) -> Result<Inbound, Status> {
         let mut client = WorkerServiceClient::new(*self).max_decoding_message_size(MAX_FRAME_BYTES);
         let response = client.attach(ReceiverStream::new(outbound)).await?;

@@ -59,7 +59,7 @@ impl Node {
             shutdown_grace: Duration::from_secs(5),
             ..Config::embedded(state.to_owned())
         };
-        let server = Server::start(config).await.map_err(|e| cannot(&e))?;
+        let server = Box::pin(Server::start(config)).await.map_err(|e| cannot(&e))?;
         let address = server.local_addr();
         let (stop_worker, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();

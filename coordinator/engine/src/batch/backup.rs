@@ -163,6 +163,10 @@ impl Batch {
 
     /// A worker that is back holds a lease that was lost: it is told to stop, and a rollback waits for it.
     pub(super) fn stop_lost(&mut self, worker: &WorkerKey, token: Token, now: Now) {
+        // It was another's: that one's word is what counts.
+        if self.stopping.get(&token).is_some_and(|stopping| stopping.worker.id != worker.id) {
+            return;
+        }
         if self.records.state.state.is_final() {
             // It removes by itself what it staged, if it lives for as long as that takes.
             self.has_stopped(token);
@@ -200,6 +204,13 @@ impl Batch {
                 let known = self.stopping.entry(*token).or_insert(Stopping { worker, run, since: now.at });
                 known.run = known.run.to(run);
             }
+        }
+    }
+
+    /// A worker says that nothing of the lease runs any more: only of one that it was itself told to stop.
+    pub(super) fn has_stopped_at(&mut self, worker: &WorkerKey, token: Token) {
+        if self.stopping.get(&token).is_some_and(|stopping| stopping.worker == *worker) {
+            self.has_stopped(token);
         }
     }
 

@@ -75,7 +75,7 @@ impl Batch {
             if self.of_a_later_owner(token) {
                 return;
             }
-            self.has_stopped(token);
+            self.has_stopped_at(&worker, token);
             let result = self.settled_before(token, phase);
             // In `after`: it may be the repeat of a report that is in this very write.
             self.acknowledge(worker, token, result);

@@ -154,7 +154,7 @@ impl Batch {
         if self.leases.get(&token).is_some_and(|lease| lease.worker == *worker) {
             self.take_back(token, now);
         }
-        self.has_stopped(token);
+        self.has_stopped_at(worker, token);
         self.after.push(Command::Freed { worker: worker.clone(), token });
     }
 

@@ -371,6 +371,27 @@ fn a_rollback_waits_for_a_worker_that_was_told_to_stop() {
 }
 
 #[test]
+fn another_worker_can_not_say_that_it_has_stopped() {
+    let (mut desk, primary, backup) = doubled(manual());
+    desk.report(done(&backup));
+    desk.settle();
+    desk.cancel();
+    desk.settle();
+    let (a, token) = (worker("a"), primary.token);
+    for other in [worker("b"), worker("c")] {
+        desk.push(Event::Attached { worker: other.clone(), held: vec![token] });
+        desk.push(Event::Release { worker: other.clone(), token });
+        desk.push(Event::Report(Report { worker: other.clone(), ..done(&primary) }));
+        desk.push(Event::PhaseAck { worker: other });
+        desk.settle();
+        assert_eq!(desk.batch.appetite(desk.now()), 0, "a may be staging yet");
+    }
+    desk.push(Event::Release { worker: a, token });
+    desk.settle();
+    assert_eq!(desk.lease(&worker("b")).phase, Phase::Rollback);
+}
+
+#[test]
 fn a_commit_does_not_wait_but_its_end_does_and_a_silent_worker_makes_it_sweep_late() {
     let (mut desk, _, backup) = doubled(spec());
     let b = worker("b");

@@ -48,6 +48,7 @@ pub(crate) async fn open(
     batch: BatchKey,
     tasks: TaskTracker,
 ) -> Result<Destination, Error> {
+    let batch = caller.sees(batch)?;
     if caller.forwarded {
         return Ok(Destination::Here(owners.node.append(&batch).await?));
     }

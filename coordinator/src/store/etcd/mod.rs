@@ -25,8 +25,8 @@ use bytes::Bytes;
 pub use dial::Dial;
 use error::Failure;
 use etcd_client::{
-    Client, CompareOp, ConnectOptions, GetOptions, GetResponse, KeyValue, KvClient, LeaseClient, PutOptions,
-    SortOrder, SortTarget, TxnOp, WatchClient,
+    Certificate, Client, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity, KeyValue, KvClient,
+    LeaseClient, PutOptions, SortOrder, SortTarget, TlsOptions, TxnOp, WatchClient,
 };
 use session::{Keeper, Sessions};
 use std::fmt;
@@ -65,6 +65,23 @@ pub struct EtcdConfig {
     pub connect_timeout: Duration,
     /// Who we are, if etcd has authentication enabled. Default: nobody.
     pub user: Option<EtcdUser>,
+    /// TLS for members at `https://`. Default: none.
+    pub tls: Option<EtcdTls>,
+}
+
+/// TLS towards etcd, in PEM.
+#[derive(Clone)]
+pub struct EtcdTls {
+    /// Certificate authorities of its members.
+    pub ca: Vec<u8>,
+    /// Our certificate and its private key; never printed.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl fmt::Debug for EtcdTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdTls").finish_non_exhaustive()
+    }
 }
 
 /// A user of etcd.
@@ -91,6 +108,7 @@ impl EtcdConfig {
             call_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
             user: None,
+            tls: None,
         }
     }
 }
@@ -145,6 +163,13 @@ impl Etcd {
             .with_require_leader(true);
         if let Some(user) = &config.user {
             options = options.with_user(&user.name, &user.password).with_auto_token_refresh(true);
+        }
+        if let Some(EtcdTls { ca, identity }) = &config.tls {
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+            if let Some((certificate, key)) = identity {
+                tls = tls.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(tls);
         }
         let (members, options) = (&config.endpoints, Some(options));
         let client = match dial {

@@ -1,0 +1,142 @@
+//! The programs, as their users start them.
+
+use crate::world::identities;
+use serde_json::json;
+use std::path::PathBuf;
+use tranche_tests::{Pki, Ran, Session, grpcurl, run, tranche};
+
+const CANARY: &str = "canary-7f3a9c-not-in-any-log";
+
+struct Running {
+    pki: Pki,
+    dir: tempfile::TempDir,
+    coordinator: Session,
+    address: String,
+}
+
+impl Running {
+    async fn start() -> Self {
+        let (pki, dir) = (Pki::new(), tempfile::tempdir().expect("a folder"));
+        let canary = format!(
+            "[[identity]]\nname = 'canary'\ntoken_sha256 = {:?}\nnamespace = '*'\nroles = ['admin', 'worker']\n",
+            tranche_tests::sha256_hex(CANARY)
+        );
+        pki.write("identities.toml", identities() + &canary);
+        pki.write("token", format!("{CANARY}\n"));
+        pki.issue("stranger", &["dns:stranger"]);
+        let data = dir.path().join("data").display().to_string();
+        let all = [
+            ("--listen", "127.0.0.1:0".to_owned()),
+            ("--store", format!("embedded:{data}")),
+            ("--tls-cert", pki.text("server.pem")),
+            ("--tls-key", pki.text("server.key")),
+            ("--tls-client-ca", pki.text("ca.pem")),
+            ("--identities", pki.text("identities.toml")),
+            ("--tls-ca", pki.text("ca.pem")),
+            ("--token-file", pki.text("token")),
+            ("--log", "debug".to_owned()),
+        ];
+        let arguments: Vec<String> =
+            all.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+        let mut coordinator = Session::start("tranche-coordinator", &arguments);
+        let address = coordinator.said("listening on ").await;
+        Self { pki, dir, coordinator, address }
+    }
+
+    async fn grpcurl(&self, options: &[&str], words: &[&str]) -> Ran {
+        let ca = self.pki.text("ca.pem");
+        let all = [&["-cacert", &ca, "-max-time", "50"][..], options, &[&self.address], words].concat();
+        run(&grpcurl(), &all, "").await
+    }
+
+    async fn tranche(&self, token: &str, words: &[&str]) -> Ran {
+        let (url, ca) = (format!("https://{}", self.address), self.pki.text("ca.pem"));
+        let flags = ["--coordinator", &url, "--tls-ca", &ca, "--token-file", token, "--output", "json"];
+        tranche(&[&flags[..], words].concat()).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcurl_with_a_certificate_and_a_token_and_no_secret_in_any_log() {
+    let running = Running::start().await;
+    let (cert, key) = (running.pki.text("stranger.pem"), running.pki.text("stranger.key"));
+    let bearer = format!("authorization: Bearer {CANARY}");
+    let mutual = ["-cert", &cert, "-key", &key];
+    let known = [&mutual[..], &["-H", &bearer]].concat();
+    let list = ["tranche.v1.BatchService/ListBatches"];
+    running.grpcurl(&known, &list).await.exits(0);
+    let services = running.grpcurl(&known, &["list"]).await.exits(0).stdout;
+    assert!(services.contains("tranche.v1.AdminService"), "{services}");
+    // Without the token its certificate says who it is, and nobody knows that name.
+    let protos = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../proto").display().to_string();
+    let files = ["-import-path", &protos, "-proto", "tranche/v1/batch.proto"];
+    let refused = running.grpcurl(&[&mutual[..], &files].concat(), &list).await;
+    assert!(
+        refused.stderr.contains("Unauthenticated") && refused.stderr.contains("no name (SAN)"),
+        "{refused:?}"
+    );
+    let refused = running.grpcurl(&files, &list).await;
+    assert!(refused.stderr.contains("who calls isn't said"), "{refused:?}");
+    let wrong = format!("authorization: Bearer {CANARY}-wrong");
+    let refused = running.grpcurl(&[&files[..], &["-H", &wrong]].concat(), &list).await;
+    assert!(
+        refused.stderr.contains("the token isn't known") && !refused.stderr.contains(CANARY),
+        "{refused:?}"
+    );
+
+    let token = running.pki.text("token");
+    let listed = running.tranche(&token, &["workers"]).await.exits(0);
+    assert!(!listed.stderr.contains(CANARY));
+    let (url, ca) = (format!("https://{}", running.address), running.pki.text("ca.pem"));
+    let flags =
+        ["--coordinator", &url, "--tls-ca", &ca, "--token-file", &token, "--id", "w1", "--log", "debug"];
+    let mut worker = Session::start("tranche-worker", &flags);
+    assert_eq!(worker.said("attached to ").await, url);
+    let listed = running.tranche(&token, &["workers"]).await.exits(0).stdout;
+    assert!(listed.contains("canary/w1"), "{listed}");
+    running.pki.write("wrong", format!("{CANARY}-wrong"));
+    let refused = running.tranche(&running.pki.text("wrong"), &["list"]).await;
+    assert!(refused.code() != Some(0) && refused.stderr.contains("isn't known"), "{refused:?}");
+    assert!(!refused.stderr.contains(CANARY), "{refused:?}");
+    // In clear text to another machine it isn't even tried.
+    let away = ["--coordinator", "http://192.0.2.1:7070", "--token-file", &token, "list"];
+    let refused = tranche(&away).await;
+    assert!(refused.stderr.contains("https://") && !refused.stderr.contains(CANARY), "{refused:?}");
+
+    worker.signal(rustix::process::Signal::TERM);
+    running.coordinator.signal(rustix::process::Signal::TERM);
+    for ran in [worker.ended().await, running.coordinator.ended().await] {
+        let ran = ran.exits(0);
+        assert!(!ran.stderr.contains(CANARY) && !ran.stderr.contains("PRIVATE KEY"), "{}", ran.stderr);
+        assert!(ran.stderr.len() > 200, "nothing was logged: {}", ran.stderr);
+    }
+    drop(running.dir);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_others_could_reach_does_not_start_open() {
+    let pki = Pki::new();
+    pki.write("identities.toml", identities());
+    let program = tranche_tests::process::program("tranche-coordinator");
+    let (cert, key) = (pki.text("server.pem"), pki.text("server.key"));
+    let open = ["--listen", "0.0.0.0:0", "--advertise", "https://h:1"];
+    let tls = ["--tls-cert", &cert, "--tls-key", &key];
+    let identities = pki.text("identities.toml");
+    for (flags, says) in [
+        (open.to_vec(), "give tls_cert, tls_key and identities"),
+        ([&open[..], &tls].concat(), "give identities"),
+        ([&open[..], &["--identities", &identities]].concat(), "in clear text: give tls_cert"),
+    ] {
+        run(&program, &flags, "").await.exits(2).says(&[says, "--insecure"]);
+    }
+    // What can't be read is told at the start, too.
+    pki.write("broken.toml", json!({"not": "toml"}).to_string());
+    for (flag, file) in
+        [("--identities", "broken.toml"), ("--tls-client-ca", "broken.toml"), ("--token-file", "none")]
+    {
+        let store = format!("embedded:{}", pki.text("store"));
+        let path = pki.text(file);
+        let flags = [&tls[..], &["--listen", "127.0.0.1:0", "--store", &store, flag, &path]].concat();
+        run(&program, &flags, "").await.exits(1).says(&["can't start", file]);
+    }
+}
