@@ -12,7 +12,7 @@ import tempfile
 import urllib.request
 
 from chart import Case, env, find, pods, put, render, values_of
-from processes import BIN, ETCD, WRONG_CONFIG, Process, knows, run
+from processes import BIN, ETCD, WRONG_CONFIG, Process, run
 
 
 class Release:
@@ -193,8 +193,6 @@ class Processes(Case):
 
     def test_the_probes_are_answered(self):
         """Of a coordinator and of a worker, at the paths that the kubelet is told to ask."""
-        if not knows("tranche-coordinator", "ops-listen"):
-            self.skipTest("this coordinator has no ops port")
         values = put(put(values_of("trial"), "ops.enabled", True), "workerPools.trial.ops", {"enabled": True})
         release = Release(values, self.folder)
         command, settings = release.pod("StatefulSet", "t-tranche")

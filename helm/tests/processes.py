@@ -88,10 +88,3 @@ def run(command, settings):
     """Runs it to its end: exit code and output."""
     done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=DEADLINE, check=False)
     return done.returncode, done.stdout + done.stderr
-
-
-def knows(program, flag):
-    """Has this program this flag?"""
-    code, output = run([str(BIN / program), "--help"], {})
-    assert code == 0, output
-    return f"--{flag}" in output

@@ -1,16 +1,19 @@
 """The production example as processes: TLS everywhere, etcd too, identities as docs/deploy.md has them made."""
 
 import hashlib
+import http.client
 import os
 import pathlib
 import re
 import shutil
+import ssl
 import subprocess
 import tempfile
+import urllib.request
 
-from chart import ROOT, Case, find, values_of
+from chart import ROOT, Case, find, pods, values_of
 from process_test import Release
-from processes import ETCD, Process, knows, run
+from processes import ETCD, Process, run
 
 
 def identities(hashes):
@@ -56,9 +59,8 @@ class Authority:
 
 class Secure(Case):
     def setUp(self):
-        if not knows("tranche-coordinator", "tls-cert"):
-            self.skipTest("this coordinator has no TLS")
         self.started = []
+        self.ops = []
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tranche-secure-"))
         self.addCleanup(shutil.rmtree, self.folder)
 
@@ -91,11 +93,9 @@ class Secure(Case):
         settings["TRANCHE_COORDINATOR_STORE"] = f"etcd:https://{etcd}"
         # A free port of this machine.
         settings["TRANCHE_COORDINATOR_LISTEN"] = "127.0.0.1:0"
-        if knows("tranche-coordinator", "ops-listen"):
-            settings["TRANCHE_COORDINATOR_OPS_LISTEN"] = "127.0.0.1:0"
-        else:
-            del settings["TRANCHE_COORDINATOR_OPS_LISTEN"]
+        settings["TRANCHE_COORDINATOR_OPS_LISTEN"] = "127.0.0.1:0"
         process = self.start(command, settings)
+        self.ops.append(process.wait_for(r"^ops port on ([0-9.]+:[0-9]+)"))
         return f"https://{process.wait_for(r'^listening on ([0-9.]+:[0-9]+)')}"
 
     def test_production_imports_the_batch_of_helm_test(self):
@@ -117,6 +117,17 @@ class Secure(Case):
         etcd = self.etcd(etcds)
         # Two, which call each other: a client may ask the one that doesn't own its batch.
         urls = [self.coordinator(release, number, etcd) for number in range(2)]
+        # Probes and scrapers bring no certificate and no token, and come by TLS all the same.
+        (spec,) = [spec for pod, _, spec in pods(release.objects) if pod == "StatefulSet/t-tranche"]
+        probes = [value["httpGet"] for key, value in spec["containers"][0].items() if key.endswith("Probe")]
+        self.assertEqual({"HTTPS"}, {probe["scheme"] for probe in probes})
+        context = ssl.create_default_context(cafile=ours.crt)
+        for address in self.ops:
+            for path in ["/metrics", *(probe["path"] for probe in probes)]:
+                with urllib.request.urlopen(f"https://{address}{path}", context=context, timeout=30) as answer:
+                    self.assertEqual(200, answer.status)
+            with self.assertRaises((OSError, http.client.HTTPException)):
+                urllib.request.urlopen(f"http://{address}/metrics", timeout=30)
 
         command, settings = release.pod("Deployment", "t-tranche-worker-check")
         self.assertRegex(settings["TRANCHE_WORKER_COORDINATOR"], "^https://t-tranche.media.svc")
