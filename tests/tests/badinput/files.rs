@@ -126,7 +126,8 @@ async fn a_worker_refuses_folders_that_it_isnt_allowed() {
         ),
     ] {
         let spec = v1::Batch {
-            failure_limit: Some(v1::FailureLimit { max_failed_tasks: Some(0), ..Default::default() }),
+            // By share: it counts when all are accounted for, so that no failure comes before the seal.
+            failure_limit: Some(v1::FailureLimit { max_failed_ratio: Some(0.5), ..Default::default() }),
             ..batch_into(target)
         };
         let batch = cluster.submit(spec, inside.tasks()).await;

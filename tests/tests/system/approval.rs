@@ -99,10 +99,11 @@ async fn a_batch_that_needs_approval_cannot_be_approved_before_it_is_held() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_failed_task_more_than_allowed_revokes_the_batch() {
     let mut cluster = Cluster::start().await;
-    cluster.workers(2, 2).await;
     let limit = v1::FailureLimit { max_failed_tasks: Some(4), ..Default::default() };
     let within = cluster.submit(limited(in_ranges_of(10, noop(25)), limit), tasks(100)).await;
     let over = cluster.submit(limited(in_ranges_of(10, noop(20)), limit), tasks(100)).await;
+    // Only now, so that none is revoked before it is sealed.
+    cluster.workers(2, 2).await;
     let within = cluster.wait_state(&within, State::Committed).await;
     assert_eq!(within.counters.unwrap().failed, 4);
     let ended = cluster.wait_state(&over, State::RolledBack).await;
