@@ -18,7 +18,7 @@ pub mod trace;
 pub const TRACEPARENT: &str = "traceparent";
 
 pub use listen::{incoming, is_loopback};
-pub use process::Process;
+pub use process::{Process, registry};
 pub use readings::{Reading, Readings, seconds};
 pub use serve::{CONNECTION_LIMIT, HEAD_LIMIT, MAX_CONNECTIONS, serve};
 pub use text::{OPENMETRICS, PLAIN, plain};

@@ -1,6 +1,7 @@
 //! What every process tells of itself, under the names that Prometheus' own clients use.
 
 use crate::readings::{Reading, Readings};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use std::fs;
 
@@ -59,7 +60,7 @@ impl Process {
     }
 
     /// Tells of this process, at each scrape.
-    pub fn register(registry: &mut Registry) {
+    fn register(registry: &mut Registry) {
         registry.register_collector(Box::new(Readings(|| {
             let process = Self::look();
             let gauge = |name, help, unit, value| Reading::gauge(name, help, unit).is(value);
@@ -88,6 +89,18 @@ impl Process {
             all
         })));
     }
+}
+
+/// A registry that tells of this process, and which of our programs it is.
+pub fn registry(program: &'static str) -> Registry {
+    let mut registry = Registry::default();
+    Process::register(&mut registry);
+    registry.sub_registry_with_prefix("tranche").register(
+        "build",
+        "What this process is",
+        Info::new([("program", program), ("version", env!("CARGO_PKG_VERSION"))]),
+    );
+    registry
 }
 
 #[cfg(test)]

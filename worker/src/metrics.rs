@@ -8,9 +8,8 @@ use tranche_ops::prometheus_client::encoding::text::encode;
 use tranche_ops::prometheus_client::metrics::counter::Counter;
 use tranche_ops::prometheus_client::metrics::family::Family;
 use tranche_ops::prometheus_client::metrics::histogram::Histogram;
-use tranche_ops::prometheus_client::metrics::info::Info;
 use tranche_ops::prometheus_client::registry::{Registry, Unit};
-use tranche_ops::{Operated, Process, Reading, Readings, seconds};
+use tranche_ops::{Operated, Reading, Readings, seconds};
 
 type One = [(&'static str, &'static str); 1];
 type Two = [(&'static str, &'static str); 2];
@@ -131,14 +130,8 @@ pub struct Operator {
 
 impl Operator {
     pub(crate) fn new(metrics: std::sync::Arc<Metrics>) -> Self {
-        let mut registry = Registry::default();
-        Process::register(&mut registry);
+        let mut registry = tranche_ops::registry("worker");
         let ours = registry.sub_registry_with_prefix("tranche");
-        ours.register(
-            "build",
-            "What this process is",
-            Info::new([("program", "worker"), ("version", env!("CARGO_PKG_VERSION"))]),
-        );
         ours.register("worker_leases", "Leases worked on, by phase and result", metrics.leases.clone());
         ours.register_with_unit(
             "worker_lease",

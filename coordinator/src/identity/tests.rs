@@ -1,5 +1,7 @@
 use super::*;
 use crate::identity::rights::{allowed, holders, is_passed_on};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
@@ -9,20 +11,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 use tranche_proto::Rpc;
 use tranche_tls::{PeerCertificate, San};
-
-/// RFC 4648, without padding.
-fn base64url(bytes: impl AsRef<[u8]>) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.as_ref().chunks(3) {
-        let word =
-            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..=chunk.len() {
-            text.push(char::from(LETTERS[(word >> (18 - 6 * place)) as usize & 63]));
-        }
-    }
-    text
-}
 
 fn hash(token: &str) -> String {
     let hash = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
@@ -156,7 +144,7 @@ impl Issuer {
     }
 
     fn jwk(&self) -> Value {
-        json!({"kty": "OKP", "crv": "Ed25519", "kid": "k1", "x": base64url(self.pair.public_key())})
+        json!({"kty": "OKP", "crv": "Ed25519", "kid": "k1", "x": BASE64.encode(self.pair.public_key())})
     }
 
     fn book(&self, keys: &Value) -> Result<Book, String> {
@@ -166,9 +154,9 @@ impl Issuer {
     }
 
     fn token(&self, header: &Value, claims: &Value) -> String {
-        let text = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
+        let text = format!("{}.{}", BASE64.encode(header.to_string()), BASE64.encode(claims.to_string()));
         let signature = self.pair.sign(text.as_bytes());
-        format!("{text}.{}", base64url(signature))
+        format!("{text}.{}", BASE64.encode(signature))
     }
 }
 
@@ -224,21 +212,21 @@ fn a_jwt_that_is_wrong_in_any_way_names_nobody() {
     let public = issuer.pair.public_key().as_ref().to_vec();
     let body = |alg: &str| {
         let header = json!({"alg": alg, "kid": "k1"});
-        format!("{}.{}", base64url(header.to_string()), base64url(claims().to_string()))
+        format!("{}.{}", BASE64.encode(header.to_string()), BASE64.encode(claims().to_string()))
     };
     // No signature at all.
     for alg in ["none", "None", "NONE", ""] {
         refused(&format!("{}.", body(alg)));
-        refused(&format!("{}.{}", body(alg), base64url(issuer.pair.sign(body(alg).as_bytes()))));
+        refused(&format!("{}.{}", body(alg), BASE64.encode(issuer.pair.sign(body(alg).as_bytes()))));
     }
     // A MAC under the public key, which everybody has.
     for (alg, digest) in [("HS256", ring::hmac::HMAC_SHA256), ("HS512", ring::hmac::HMAC_SHA512)] {
         let mac = ring::hmac::sign(&ring::hmac::Key::new(digest, &public), body(alg).as_bytes());
-        let why = refused(&format!("{}.{}", body(alg), base64url(mac)));
+        let why = refused(&format!("{}.{}", body(alg), BASE64.encode(mac)));
         assert_eq!(why, "its algorithm isn't that of its key");
     }
     for alg in ["RS256", "ES256"] {
-        let signature = base64url(issuer.pair.sign(body(alg).as_bytes()));
+        let signature = BASE64.encode(issuer.pair.sign(body(alg).as_bytes()));
         assert_eq!(refused(&format!("{}.{signature}", body(alg))), "its algorithm isn't that of its key");
     }
     // Another's key, also when the token brings it along.
@@ -252,7 +240,7 @@ fn a_jwt_that_is_wrong_in_any_way_names_nobody() {
     let mut forged: Vec<String> = issuer.token(&header(), &claims()).split('.').map(str::to_owned).collect();
     let mut more = claims();
     more["tranche_roles"] = json!(["admin"]);
-    forged[1] = base64url(more.to_string());
+    forged[1] = BASE64.encode(more.to_string());
     assert_eq!(refused(&forged.join(".")), "its signature is wrong");
     let wrong: &[(&str, Value, &str)] = &[
         ("iss", json!("https://other"), "issuer"),
@@ -307,7 +295,7 @@ fn only_public_keys_with_one_algorithm_are_taken() {
     for (keys, says) in [
         (json!([]), "no key for signatures"),
         (json!([with("use", json!("enc"))]), "no key for signatures"),
-        (json!([{"kty": "oct", "kid": "s", "k": base64url("secret")}]), "shared secret"),
+        (json!([{"kty": "oct", "kid": "s", "k": BASE64.encode("secret")}]), "shared secret"),
         (json!([with("alg", json!("HS256"))]), "must be RSA"),
         (json!([with("alg", json!("RS256"))]), "must be RSA"),
         (json!([good, good]), "two keys have the kid"),

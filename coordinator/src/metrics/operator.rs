@@ -7,9 +7,8 @@ use crate::node::Node;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tranche_ops::prometheus_client::encoding::text::encode;
-use tranche_ops::prometheus_client::metrics::info::Info;
 use tranche_ops::prometheus_client::registry::Registry;
-use tranche_ops::{Operated, Process, Readings};
+use tranche_ops::{Operated, Readings};
 
 /// What the ops port tells of a coordinator.
 pub struct Operator {
@@ -28,14 +27,8 @@ impl Operator {
             disks.push(Disk::new("store", path));
         }
         disks.iter().for_each(Disk::look);
-        let mut registry = Registry::default();
-        Process::register(&mut registry);
+        let mut registry = tranche_ops::registry("coordinator");
         let ours = registry.sub_registry_with_prefix("tranche");
-        ours.register(
-            "build",
-            "What this process is",
-            Info::new([("program", "coordinator"), ("version", env!("CARGO_PKG_VERSION"))]),
-        );
         let metrics = &shared.metrics;
         metrics.batches.register(ours);
         metrics.ownership.register(ours);

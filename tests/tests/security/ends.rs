@@ -1,6 +1,6 @@
 //! Streams end with their credentials.
 
-use crate::world::{World, identities, told};
+use crate::world::{World, identities, told, warned};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -93,7 +93,7 @@ async fn a_stream_ends_when_the_file_does_not_name_its_caller_any_more_and_other
     let (gone, mut stays) = (watch("token-of-a").await, watch("token-of-reader").await);
     // A file that is none changes nothing.
     world.pki.write("identities.toml", "[[identity]]\nname = 'half");
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    warned(&world.pki.path("identities.toml").display().to_string()).await;
     world.client("token-of-a").get(&name).await.expect("still known");
     world.pki.write("identities.toml", identities().replace(r#"name = "team-a""#, r#"name = "team-z""#));
     assert_eq!(end(gone).await, (Code::Unauthenticated, "CREDENTIAL_REVOKED".to_owned()));

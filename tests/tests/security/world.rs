@@ -1,5 +1,7 @@
 //! A coordinator with TLS and identities, and calls to it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use http_body::Body as _;
 use prost::Message;
 use ring::rand::SystemRandom;
@@ -7,7 +9,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::future::poll_fn;
+use std::io::{self, Write};
 use std::pin::Pin;
+use std::sync::{Mutex, Once};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,11 +24,34 @@ use tranche_coordinator::Server;
 use tranche_coordinator::config::{Config, Security};
 use tranche_coordinator::identity::Role;
 use tranche_proto::Rpc;
-use tranche_tests::{Pki, sha256_hex};
+use tranche_tests::{Pki, eventually, sha256_hex};
 use tranche_tls::Authorized;
 
 /// Tokens of the file of identities: one for each role, and two namespaces' clients.
 pub(crate) const TEAMS: [(&str, &str); 2] = [("token-of-a", "team-a"), ("token-of-b", "team-b")];
+
+/// What coordinators of this process warned of.
+struct Warnings;
+
+static WARNINGS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+impl Write for Warnings {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        WARNINGS.lock().expect("nobody panics with it").write(line)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits until a warning names this.
+pub(crate) async fn warned(of: &str) {
+    eventually(&format!("a warning of {of}"), async || {
+        let said = WARNINGS.lock().expect("nobody panics with it");
+        String::from_utf8_lossy(&said).contains(of).then_some(())
+    })
+    .await;
+}
 
 /// The token of an identity that holds this role alone.
 pub(crate) fn token_of(role: Role) -> String {
@@ -68,6 +95,14 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn start() -> Self {
+        static LOGS: Once = Once::new();
+        LOGS.call_once(|| {
+            tracing_subscriber::fmt()
+                .with_env_filter("warn")
+                .with_ansi(false)
+                .with_writer(|| Warnings)
+                .init();
+        });
         let (pki, issuer) = (Pki::new(), Issuer::new());
         pki.write("jwks.json", issuer.jwks());
         let jwt = "[jwt]\njwks = 'jwks.json'\nissuer = 'https://issuer'\naudience = 'tranche'\n";
@@ -194,7 +229,7 @@ impl Issuer {
     }
 
     fn jwks(&self) -> String {
-        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k", "x": base64url(self.0.public_key())}]})
+        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k", "x": BASE64.encode(self.0.public_key())}]})
             .to_string()
     }
 
@@ -209,21 +244,7 @@ impl Issuer {
     }
 
     pub(crate) fn sign(&self, header: &Value, claims: &Value) -> String {
-        let text = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
-        format!("{text}.{}", base64url(self.0.sign(text.as_bytes())))
+        let text = format!("{}.{}", BASE64.encode(header.to_string()), BASE64.encode(claims.to_string()));
+        format!("{text}.{}", BASE64.encode(self.0.sign(text.as_bytes())))
     }
-}
-
-/// RFC 4648, without padding.
-pub(crate) fn base64url(bytes: impl AsRef<[u8]>) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.as_ref().chunks(3) {
-        let word =
-            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..=chunk.len() {
-            text.push(char::from(LETTERS[(word >> (18 - 6 * place)) as usize & 63]));
-        }
-    }
-    text
 }

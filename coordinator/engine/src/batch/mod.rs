@@ -314,20 +314,14 @@ impl Batch {
         if !self.none_missed(now) && self.trial_waits(now) {
             at(self.missed_until);
         }
-        // Nothing of it is given before they stopped: it isn't looked through with each that does.
-        let stops_first = self.stops_first(now);
-        let finish = (!stops_first)
-            .then(|| self.finish.iter())
-            .into_iter()
-            .flatten()
-            .map(|(_, queued)| &queued.waiting);
-        for waiting in self.again.iter().chain(finish) {
-            if waiting.ready_at > now.at {
-                at(waiting.ready_at);
-            }
-        }
-        if stops_first {
+        let later = |waiting: &&Waiting| waiting.ready_at > now.at;
+        self.again.iter().filter(later).for_each(|waiting| at(waiting.ready_at));
+        if self.stops_first(now) {
+            // Nothing is given before: the queue isn't looked through with each worker that stops.
             at(self.stops_until);
+        } else {
+            let finish = self.finish.iter().map(|(_, queued)| &queued.waiting);
+            finish.filter(later).for_each(|waiting| at(waiting.ready_at));
         }
         if let Closing::Ready { ready_at, .. } = self.closing
             && ready_at > now.at
@@ -358,10 +352,10 @@ impl Batch {
                 self.offered_again(now) + self.fresh_leases(now) + self.backups(now)
             }
             State::Importing | State::Held | State::Committed | State::RolledBack => 0,
+            State::RollingBack if self.stops_first(now) => 0,
             State::Committing => finish().take(WRITE_RECORDS).count(),
             State::RollingBack => {
-                let ready = finish().filter(|w| self.may_roll_back(w.first));
-                if self.stops_first(now) { 0 } else { ready.take(WRITE_RECORDS).count() }
+                finish().filter(|w| self.may_roll_back(w.first)).take(WRITE_RECORDS).count()
             }
         };
         let closing = matches!(self.closing, Closing::Ready { ready_at, .. } if ready_at <= now.at);
