@@ -103,8 +103,11 @@ impl Connector {
     }
 
     /// Puts a new client into the place of the old one whenever the files change.
-    pub(super) async fn renew(self, files: Reloading<Secrets>, newest: watch::Sender<Arc<Connected>>) {
-        let mut changes = files.watch();
+    pub(super) async fn renew(
+        self,
+        mut changes: watch::Receiver<Arc<Secrets>>,
+        newest: watch::Sender<Arc<Connected>>,
+    ) {
         while changes.changed().await.is_ok() {
             let mut said = false;
             loop {

@@ -137,7 +137,8 @@ impl Etcd {
         let (prefix, call_timeout) = (config.prefix.clone(), config.call_timeout);
         let files = config.files.start().map_err(|error| StoreError::Rejected(error.to_string()))?;
         let connector = Connector { config, dial };
-        let secrets = files.as_ref().map(Reloading::get).unwrap_or_default();
+        let mut changes = files.as_ref().map(Reloading::watch);
+        let secrets = changes.as_mut().map(|newest| newest.borrow_and_update().clone()).unwrap_or_default();
         let first = connector.connect(&secrets).await.map_err(|failure| match failure {
             // Whoever starts it finds out at once.
             Failure::Denied(message) => StoreError::Rejected(message),
@@ -152,8 +153,12 @@ impl Etcd {
             transactions: AtomicU64::new(0),
             tasks: Mutex::new(JoinSet::new()),
         };
-        if let Some(files) = files {
-            store.spawn(connector.renew(files, newest));
+        if let Some(changes) = changes {
+            store.spawn(async move {
+                // They are looked at for as long as it is held.
+                let _files = files;
+                connector.renew(changes, newest).await;
+            });
         }
         Ok(Arc::new(store))
     }
