@@ -50,7 +50,7 @@ pub struct Config {
     /// and their tasks are staged again.
     pub lease_ttl: Duration,
     /// How often workers that hold leases send heartbeats; at most a third of `lease_ttl`, so that one may be
-    /// lost. Those that hold none send half as many. At least 20 ms. Default: a quarter of `lease_ttl`.
+    /// lost. Those that hold none send fewer. At least 20 ms. Default: a quarter of `lease_ttl`.
     pub heartbeat_interval: Option<Duration>,
     /// Handlers that a batch may ask for before any worker announced them; at most 64. Default: `object`,
     /// `noop`.
@@ -237,10 +237,17 @@ impl Config {
         self.heartbeat_interval.unwrap_or(self.lease_ttl / 4)
     }
 
-    /// How often workers send heartbeats that hold no lease: half as often, and often enough that a stream isn't
-    /// taken for silent, which it is after three quarters of `lease_ttl`.
+    /// How often workers send heartbeats that hold no lease: a third as often, and often enough that one may be
+    /// late by a quarter of `lease_ttl` before its stream is taken for [silent](Self::silence).
     pub fn idle_heartbeat(&self) -> Duration {
-        (2 * self.heartbeat()).min(self.lease_ttl / 2)
+        (3 * self.heartbeat()).min(self.lease_ttl * 13 / 20)
+    }
+
+    /// How long a worker's stream may bring nothing: two heartbeats may be missing, or one of a worker that holds no
+    /// lease be late. The stream ends before the leases of its worker do, since what a silent worker lost
+    /// must not be leased to it again. One that was only slow attaches anew, and keeps its leases.
+    pub fn silence(&self) -> Duration {
+        self.lease_ttl * 9 / 10
     }
 
     /// The URL to tell others, given the address that was bound.

@@ -35,7 +35,8 @@ fn nothing_given_is_the_documented_default() {
     assert_eq!(config, Config::default());
     assert_eq!(config.listen.to_string(), "127.0.0.1:7070");
     assert_eq!(config.heartbeat(), Duration::from_millis(2500));
-    assert_eq!(config.idle_heartbeat(), Duration::from_secs(5));
+    assert_eq!(config.idle_heartbeat(), Duration::from_millis(6500));
+    assert_eq!(config.silence(), Duration::from_secs(9));
     assert_eq!(config.objects_dir(), PathBuf::from("tranche-data/objects"));
     assert_eq!(config.max_append_inflight_bytes, 32 * 1024 * 1024);
     assert_eq!(config.endpoint(config.listen), "http://127.0.0.1:7070");
@@ -374,13 +375,13 @@ fn a_lease_that_ends_before_a_take_over_is_hinted_at() {
     assert_eq!(defaults.hint(), None);
 }
 
-/// Half as many as of a worker that holds leases, and no fewer than its silence allows.
+/// A third of those of a worker that holds leases, and no fewer than its silence allows.
 #[test]
-fn idle_workers_send_half_as_many_heartbeats() {
+fn idle_workers_send_a_third_of_the_heartbeats() {
     let idle = |interval: u64| {
         let heartbeat_interval = Some(Duration::from_millis(interval));
         Config { lease_ttl: Duration::from_secs(9), heartbeat_interval, ..Config::default() }.idle_heartbeat()
     };
     let ms = Duration::from_millis;
-    assert_eq!([20, 1000, 2250, 3000].map(idle), [ms(40), ms(2000), ms(4500), ms(4500)]);
+    assert_eq!([20, 1000, 2250, 3000].map(idle), [ms(60), ms(3000), ms(5850), ms(5850)]);
 }

@@ -384,7 +384,7 @@ fn an_idle_worker_costs_one_small_frame_a_heartbeat() {
     // A minute's.
     let interval = crate::config::Config::default().idle_heartbeat();
     let heartbeats = std::time::Duration::from_mins(1).as_secs() / interval.as_secs();
-    assert!(heartbeats <= 12, "one each {interval:?}");
+    assert!(heartbeats <= 10, "one each {interval:?}");
     let dispatch = Dispatch::default();
     let mut fleet: Vec<_> =
         (0..WORKERS).map(|n| attach(&dispatch, &format!("w{n}"), 2, u64::MAX / 2)).collect();

@@ -84,14 +84,6 @@ impl Origin {
     }
 }
 
-/// How long a stream may bring nothing: two heartbeats may be late, or one of a worker that holds no lease, which
-/// sends half as many, by half the time between two. It ends before the leases of its worker
-/// do, since what a silent worker lost must not be leased to it again. One that was only slow attaches anew,
-/// and keeps its leases.
-fn silence_limit(lease_ttl: Duration) -> Duration {
-    lease_ttl * 3 / 4
-}
-
 #[tonic::async_trait]
 impl WorkerService for Workers {
     type AttachStream = ReceiverStream<Result<v1::AttachResponse, Status>>;
@@ -152,7 +144,7 @@ pub async fn serve(
     tracing::info!(worker.id = %worker.id, slots, held = held.len(), namespace = %scope, "worker attached");
     let mut session = Attached::new(node.clone(), worker.clone(), scope, id);
     session.announce(held, since);
-    let silence = silence_limit(config.lease_ttl);
+    let silence = config.silence();
     let mut heard = Instant::now();
     // Made once, not for each frame: each of them is an entry in a list that all streams share.
     let ended = end.cancelled();

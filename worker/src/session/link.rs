@@ -108,9 +108,9 @@ impl Link {
         let interval = duration(welcome.heartbeat_interval).filter(|i| !i.is_zero());
         // Three heartbeats fit into a TTL, so that one may be lost.
         let interval = interval.unwrap_or(self.ttl / 3).clamp(LEAST_INTERVAL, self.ttl / 3);
-        // Coordinators end a stream that was silent for three quarters of a TTL.
+        // Coordinators end a stream that was silent for nine tenths of a TTL.
         let idle =
-            duration(welcome.idle_heartbeat_interval).unwrap_or(interval).clamp(interval, self.ttl / 2);
+            duration(welcome.idle_heartbeat_interval).unwrap_or(interval).clamp(interval, self.ttl * 13 / 20);
         let named = match &mut self.phase {
             Phase::Greeting { named, .. } => std::mem::take(named),
             Phase::Down | Phase::Attached(_) => BTreeSet::new(),
