@@ -30,10 +30,15 @@ pub(super) struct FakeWorker(#[expect(dead_code, reason = "held")] AbortOnDropHa
 
 impl FakeWorker {
     pub(super) fn attach(node: &Arc<Node>, id: &str, leases: u32) -> Self {
+        Self::attach_of(node, Scope::All, id, leases)
+    }
+
+    /// Of one namespace, or of all.
+    pub(super) fn attach_of(node: &Arc<Node>, scope: Scope, id: &str, leases: u32) -> Self {
         let (out, mut frames) = mpsc::channel(OUTBOUND_BOUND);
         let worker = WorkerKey::new(id, "life-1");
         let dispatch = node.shared().dispatch.clone();
-        let hello = hello(worker.clone());
+        let hello = Hello { scope, ..hello(worker.clone()) };
         let id = dispatch.attach(hello, v1::Welcome::default(), out).id;
         dispatch.credit(id, leases, 1 << 30);
         let node = node.clone();

@@ -7,6 +7,7 @@ mod deleted;
 mod fake;
 mod leaving;
 mod lost;
+mod namespaces;
 mod replicas;
 mod session;
 mod starting;
