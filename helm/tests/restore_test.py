@@ -88,12 +88,13 @@ class Restore(Case):
         etcd = self.etcd("before")
         self.coordinator(etcd)
         self.worker()
-        committed, mistaken, waiting = map(self.submit, ("committed-since", "mistaken", "still-waiting"))
+        names = ("committed-since", "taken-back", "still-waiting", "lost")
+        committed, taken_back, waiting, lost = map(self.submit, names)
         snapshot = self.folder / "snapshot.db"
         self.etcdctl(etcd, "snapshot", "save", snapshot)
 
         # None of this is in the snapshot.
-        for batch in (committed, mistaken):
+        for batch in (committed, taken_back):
             self.tranche("commit", batch)
             self.tranche("watch", batch)
         unknown = self.submit("begun-since")
@@ -109,33 +110,43 @@ class Restore(Case):
         self.coordinator(etcd)
         self.worker()
 
-        # Its file in the library says that it was committed, whatever its record says now. Taking it back makes an
-        # end of the record, and touches nothing.
-        for batch in (committed, mistaken, waiting):
+        # Its file in the library says that it was committed, whatever its record says now.
+        for batch in (committed, taken_back, waiting, lost):
             self.assertEqual("HELD", self.state(batch))
             report = self.folder / "library" / "_tranche" / f"{batch}.json"
-            self.assertEqual(batch != waiting, report.is_file())
-        self.tranche("cancel", committed, "--wait")
-        self.assertEqual("ROLLED_BACK", self.state(committed))
-        self.tranche("delete", committed, "--yes")
+            self.assertEqual(batch in (committed, taken_back), report.is_file())
+
+        # Committed once more it ends, though what was staged for it is gone; its items are what readers have seen.
+        self.tranche("commit", committed)
+        self.tranche("watch", committed)
+        self.assertEqual("COMMITTED", self.state(committed))
+        self.assertEqual(20, json.loads(self.get(committed))["counters"]["committed"])
         self.assertEqual(library, self.library())
 
-        # Committed by mistake once more, it stays there: what was staged for it is gone. Its records go by hand.
-        self.tranche("commit", mistaken)
-        until("its trouble", lambda: "No such file" in json.loads(self.get(mistaken))["statusMessage"])
-        self.assertEqual("COMMITTING", self.state(mistaken))
+        # Taking it back makes an end of the record, too, and touches nothing.
+        self.tranche("cancel", taken_back, "--wait")
+        self.assertEqual("ROLLED_BACK", self.state(taken_back))
+        self.tranche("delete", taken_back, "--yes")
+        self.assertEqual(library, self.library())
+
+        # What was staged is lost and was never committed: nothing can end it. Its records go by hand.
+        staging = self.folder / ".library.tranche" / "staging"
+        shutil.rmtree(staging / lost)
+        self.tranche("commit", lost)
+        until("its trouble", lambda: "No such file" in json.loads(self.get(lost))["statusMessage"])
+        self.assertEqual("COMMITTING", self.state(lost))
         self.assertEqual(library, self.library())
         coordinator, worker = self.running[-2:]
         self.assertEqual(0, coordinator.end())
         keys = self.etcdctl(etcd, "get", "--prefix", "/tranche/v1/", "--keys-only").split()
-        of_it = [key for key in keys if key.endswith(f"/default/{mistaken}") or f"/default/{mistaken}/" in key]
+        of_it = [key for key in keys if key.endswith(f"/default/{lost}") or f"/default/{lost}/" in key]
         self.assertGreater(len(of_it), 3)
         for key in of_it:
             self.etcdctl(etcd, "del", key)
         worker.end()
         self.coordinator(etcd)
         self.worker()
-        self.assertIn("not found", self.tranche("get", mistaken, code=1).lower().replace("_", " "))
+        self.assertIn("not found", self.tranche("get", lost, code=1).lower().replace("_", " "))
         self.assertEqual(library, self.library())
 
         # What waited goes on as if nothing had been.
@@ -145,7 +156,6 @@ class Restore(Case):
 
         # What began since isn't known any more; only its staging folder is left, for hands.
         self.tranche("get", unknown, code=1)
-        staging = self.folder / ".library.tranche" / "staging"
         self.assertTrue((staging / unknown).is_dir())
         self.assertFalse((staging / committed).exists())
         self.assertNotIn("begun-since-1", self.library())
