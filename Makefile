@@ -7,7 +7,7 @@ help: ## Lists the targets
 verify: ## Lint and all tests; fetches what they need into .tools, once
 	@bash tools/verify
 
-lint: ## Only format and clippy
+lint: ## Only format, what may be depended on, and clippy
 	@bash tools/verify lint
 
 test: ## Only build and tests
