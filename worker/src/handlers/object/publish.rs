@@ -83,6 +83,9 @@ fn write(batch: &BatchInfo, staging: &Dir, name: &str) -> Result<(), HandlerErro
 }
 
 /// The attempts that won, by their first number.
+///
+/// A number that two attempts won was committed, then staged and committed once more by a coordinator whose records came
+/// from a backup and didn't know: the newer one is in the library. Tokens grow, over a restore too.
 fn winners(staging: &Dir) -> Result<Vec<(u64, String, Vec<Range>)>, HandlerError> {
     let reading = || disk("reading the folder of the batch", "staging");
     let mut winners = Vec::new();
@@ -98,5 +101,35 @@ fn winners(staging: &Dir) -> Result<Vec<(u64, String, Vec<Range>)>, HandlerError
         }
     }
     winners.sort();
+    if overlap(&winners) {
+        winners.sort_by_key(|(_, name, _)| std::cmp::Reverse(attempt::token(name)));
+        let mut newer: Vec<Range> = Vec::new();
+        for (_, _, runs) in &mut winners {
+            *runs = without(runs, &newer);
+            newer.extend(runs.iter());
+        }
+        winners.retain(|(_, _, runs)| !runs.is_empty());
+        winners.sort();
+    }
     Ok(winners)
+}
+
+fn overlap(winners: &[(u64, String, Vec<Range>)]) -> bool {
+    let mut all: Vec<Range> = winners.iter().flat_map(|(_, _, runs)| runs).copied().collect();
+    all.sort_unstable();
+    all.windows(2).any(|two| two[1].first <= two[0].last)
+}
+
+/// What is left of the runs, in order.
+fn without(runs: &[Range], taken: &[Range]) -> Vec<Range> {
+    let mut left = runs.to_vec();
+    for taken in taken {
+        let cut = |run: &Range| {
+            let before = Range { first: run.first, last: run.last.min(taken.first.saturating_sub(1)) };
+            let after = Range { first: run.first.max(taken.last + 1), last: run.last };
+            [before, after].into_iter().filter(|part| part.first <= part.last)
+        };
+        left = left.iter().flat_map(cut).collect();
+    }
+    left
 }

@@ -180,3 +180,32 @@ async fn what_is_staged_again_must_be_what_readers_have_seen() {
     );
     assert_eq!(world.library(), library);
 }
+
+/// The commit had begun when the backup was restored, which knows of less: some ranges are staged and committed once
+/// more, in other pieces.
+#[tokio::test]
+async fn a_commit_that_had_begun_goes_on_with_what_is_staged_once_more() {
+    let world = World::new();
+    world.sources(&KEYS);
+    let known = world.lease(1, 1, &[("a", "")]);
+    let known = won(&known, &world.stage(&known).await.unwrap());
+    let forgotten = world.lease(2, 2, &[("b/c", ""), ("d", "")]);
+    let forgotten = won(&forgotten, &world.stage(&forgotten).await.unwrap());
+    world.object.commit(&world.commit_lease(vec![known.clone(), forgotten])).await.unwrap();
+
+    world.sources(&[("d", "4")]);
+    let mut attempts = vec![known];
+    for (counter, first, key) in [(10, 2, "b/c"), (9, 3, "d")] {
+        let lease = world.lease(counter, first, &[(key, "")]);
+        attempts.push(won(&lease, &world.stage(&lease).await.unwrap()));
+    }
+    again(&world, &attempts).await.unwrap();
+    let text = std::fs::read_to_string(world.path("library/_tranche/b1.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(manifest["count"], 3);
+    let published: Vec<&str> =
+        manifest["attempts"].as_array().unwrap().iter().map(|a| a["token"].as_str().unwrap()).collect();
+    assert_eq!(published, ["5-1", "5-10", "5-9"]);
+    assert_eq!(manifest["objects"][2]["blake3"], blake3::hash(b"4").to_hex().as_str());
+    assert!(!world.path(".library.tranche").exists());
+}
