@@ -59,14 +59,14 @@ class Restore(Case):
     def state(self, batch):
         return json.loads(self.get(batch))["state"].removeprefix("STATE_")
 
-    def submit(self, name):
-        """A batch that is staged and waits for its approval: exit code 5. Its id."""
+    def submit(self, name, *args, code=0):
+        """A batch of twenty files. Its id."""
         source = self.folder / name
         source.mkdir()
         for number in range(20):
             (source / f"{name}-{number}").write_text(f"{name} {number}")
         library = self.folder / "library"
-        self.tranche("submit", source, "--into", library, "--approve", "--wait", code=5)
+        self.tranche("submit", source, "--into", library, *args, code=code)
         batches = json.loads(self.tranche("--output", "json", "list"))
         newest = (batches["batches"] if isinstance(batches, dict) else batches)[0]
         return newest["name"].rsplit("/", 1)[1]
@@ -89,17 +89,24 @@ class Restore(Case):
         self.coordinator(etcd)
         self.worker()
         names = ("committed-since", "taken-back", "still-waiting", "lost")
-        committed, taken_back, waiting, lost = map(self.submit, names)
+        # Staged, and they wait for their approval: exit code 5.
+        held = lambda name: self.submit(name, "--approve", "--wait", code=5)
+        committed, taken_back, waiting, lost = map(held, names)
+        # This one commits by itself, once there is a worker.
+        self.running.pop().end()
+        by_itself = self.submit("by-itself")
         snapshot = self.folder / "snapshot.db"
         self.etcdctl(etcd, "snapshot", "save", snapshot)
 
         # None of this is in the snapshot.
+        self.worker()
+        self.tranche("watch", by_itself)
         for batch in (committed, taken_back):
             self.tranche("commit", batch)
             self.tranche("watch", batch)
-        unknown = self.submit("begun-since")
+        unknown = held("begun-since")
         library = self.library()
-        self.assertEqual(20 + 20 + 2, len(library))
+        self.assertEqual(3 * 20 + 3, len(library))
         self.end()
 
         command = [ETCDUTL, "snapshot", "restore", str(snapshot), "--data-dir", str(self.folder / "after")]
@@ -108,7 +115,13 @@ class Restore(Case):
         self.assertEqual(0, code, output)
         etcd = self.etcd("after")
         self.coordinator(etcd)
+        self.assertEqual("IMPORTING", self.state(by_itself))
         self.worker()
+
+        # It is staged once more, is what readers have seen, and ends.
+        self.tranche("watch", by_itself)
+        self.assertEqual("COMMITTED", self.state(by_itself))
+        self.assertEqual(library, self.library())
 
         # Its file in the library says that it was committed, whatever its record says now.
         for batch in (committed, taken_back, waiting, lost):
