@@ -6,14 +6,12 @@
 //! shutdown, 1 when it can't start or go on, 2 when its configuration is wrong.
 
 use clap::{Arg, ArgMatches, Command};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::EnvFilter;
 use tranche_coordinator::Server;
 use tranche_coordinator::config::{Config, ConfigError, FIELDS, LogFormat, Texts};
 use tranche_ops::trace::Traces;
@@ -50,7 +48,11 @@ fn main() -> ExitCode {
             return ExitCode::from(WRONG_CONFIG);
         }
     };
-    init_logs(&config, traces.as_ref());
+    tranche_ops::logs::start(
+        EnvFilter::new(&config.log),
+        config.log_format == LogFormat::Json,
+        traces.as_ref(),
+    );
     let ended = runtime.block_on(run(config));
     if let Err(error) = &ended {
         tracing::error!(error, "coordinator ended");
@@ -106,17 +108,6 @@ fn config(matches: &ArgMatches) -> Result<Config, ConfigError> {
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
     Config::load(file.map(PathBuf::as_path), env, flags)
-}
-
-fn init_logs(config: &Config, traces: Option<&Traces>) {
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
-    let logs = match config.log_format {
-        LogFormat::Text => logs.boxed(),
-        LogFormat::Json => logs.json().boxed(),
-    };
-    let traces = traces.map(Traces::layer);
-    tracing_subscriber::registry().with(logs.with_filter(EnvFilter::new(&config.log))).with(traces).init();
 }
 
 async fn run(config: Config) -> Result<(), String> {
