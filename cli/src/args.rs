@@ -34,15 +34,10 @@ pub(crate) struct Global {
         default_value = "http://127.0.0.1:7070"
     )]
     pub(crate) coordinator: String,
-    /// Namespace of batches that are given by bare id, of new ones and of listings.
-    #[arg(
-        long,
-        global = true,
-        env = "TRANCHE_NAMESPACE",
-        value_name = "NAMESPACE",
-        default_value = "default"
-    )]
-    pub(crate) namespace: String,
+    /// Namespace of batches that are given by bare id, of new ones and of listings [default: the
+    /// credential's; `default` for one that sees all].
+    #[arg(long, global = true, env = "TRANCHE_NAMESPACE", value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
     /// CAs of coordinators at https:// (PEM) [default: the system's].
     #[arg(long, global = true, env = "TRANCHE_TLS_CA", value_name = "FILE", help_heading = "TLS")]
     pub(crate) tls_ca: Option<PathBuf>,
@@ -82,7 +77,7 @@ impl Global {
 
     /// The namespace's full name.
     pub(crate) fn parent(&self) -> String {
-        tranche_client::names::namespace(&self.namespace)
+        tranche_client::names::namespace(self.namespace.as_deref().unwrap_or_default())
     }
 }
 
@@ -304,6 +299,9 @@ mod tests {
         assert_eq!(cli.global.output, Output::Json);
         assert_eq!(cli.global.batch("b1"), "namespaces/photos/batches/b1");
         assert_eq!(cli.global.batch("namespaces/x/batches/y"), "namespaces/x/batches/y");
+        let cli = parse("get b1").unwrap();
+        assert_eq!(cli.global.batch("b1"), "namespaces/-/batches/b1");
+        assert_eq!(cli.global.parent(), "namespaces/-");
         assert!(parse("--coordinator http://h:1,http://i:1 list").is_ok());
     }
 

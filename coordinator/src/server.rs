@@ -348,21 +348,16 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         StoreConfig::Embedded { path } => Ok(Embedded::open(path).await?),
         #[cfg(feature = "etcd")]
         StoreConfig::Etcd { endpoints, prefix, call_timeout, .. } => {
-            use crate::store::etcd::{Etcd, EtcdConfig, EtcdTls, EtcdUser};
+            use crate::store::etcd::{Etcd, EtcdConfig, EtcdFiles};
             let mut etcd = EtcdConfig::new(endpoints.clone());
             etcd.prefix.clone_from(prefix);
             etcd.call_timeout = *call_timeout;
             let security = &config.security;
-            if let Some((name, file)) = security.etcd_user.clone().zip(security.etcd_password_file.as_ref()) {
-                let password = String::from_utf8(read(file)?)
-                    .map_err(|_| StoreError::Rejected(format!("{}: is no text", file.display())))?;
-                etcd.user = Some(EtcdUser { name, password: password.trim_end().to_owned() });
-            }
-            if let Some(ca) = &security.etcd_ca {
-                let pair = security.etcd_cert.as_ref().zip(security.etcd_key.as_ref());
-                let identity = pair.map(|(cert, key)| Ok::<_, StoreError>((read(cert)?, read(key)?)));
-                etcd.tls = Some(EtcdTls { ca: read(ca)?, identity: identity.transpose()? });
-            }
+            etcd.files = EtcdFiles {
+                ca: security.etcd_ca.clone(),
+                certificate: security.etcd_cert.clone().zip(security.etcd_key.clone()),
+                user: security.etcd_user.clone().zip(security.etcd_password_file.clone()),
+            };
             Ok(Etcd::connect(etcd).await?)
         }
         #[cfg(not(feature = "etcd"))]
@@ -370,11 +365,6 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
             Err(StoreError::Rejected("this build has no etcd store (feature `etcd`)".to_owned()))
         }
     }
-}
-
-#[cfg(feature = "etcd")]
-fn read(path: &std::path::Path) -> Result<Vec<u8>, StoreError> {
-    std::fs::read(path).map_err(|error| StoreError::Rejected(format!("{}: {error}", path.display())))
 }
 
 #[cfg(test)]

@@ -106,6 +106,7 @@ pub(crate) fn worker(worker: &v1::Worker) -> Value {
         "freeCredit": worker.free_credit,
         "version": worker.version,
         "peer": worker.peer,
+        "namespace": worker.namespace,
     }));
     optional(&mut out, "attachTime", worker.attach_time.as_ref().map(time));
     optional(&mut out, "lastSeenTime", worker.last_seen_time.as_ref().map(time));

@@ -82,11 +82,21 @@ pub(crate) fn failures(failures: &[v1::TaskFailure]) -> Table {
 
 /// `workers`.
 pub(crate) fn workers(workers: &[v1::Worker]) -> Table {
-    let mut table =
-        Table::new(&["WORKER", "HANDLERS", "SLOTS#", "LEASES#", "FREE#", "SINCE", "VERSION", "PEER"]);
+    let mut table = Table::new(&[
+        "WORKER",
+        "NAMESPACE",
+        "HANDLERS",
+        "SLOTS#",
+        "LEASES#",
+        "FREE#",
+        "SINCE",
+        "VERSION",
+        "PEER",
+    ]);
     for worker in workers {
         table.row(vec![
             worker.worker.clone(),
+            worker.namespace.clone(),
             worker.handlers.join(","),
             worker.slots.to_string(),
             worker.leases.to_string(),

@@ -1,7 +1,8 @@
 //! Figures of the hub, in one look.
 
 use super::{Dispatch, Inner, Session};
-use std::collections::BTreeMap;
+use crate::identity::Scope;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Figures of the hub.
 #[derive(Clone, Debug, Default)]
@@ -19,7 +20,7 @@ pub struct Figures {
 }
 
 /// Figures of one handler.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HandlerFigures {
     /// Workers that have it.
     pub workers: usize,
@@ -27,6 +28,30 @@ pub struct HandlerFigures {
     pub waiting: usize,
     /// Leases that could be given now.
     pub backlog: usize,
+    /// Whose batches those workers work for.
+    pub serves: Serves,
+}
+
+/// Namespaces whose batches somebody works for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serves {
+    all: bool,
+    own: BTreeSet<String>,
+}
+
+impl Serves {
+    /// Whether this one's are among them.
+    pub fn namespace(&self, namespace: &str) -> bool {
+        self.all || self.own.contains(namespace)
+    }
+
+    fn add(&mut self, scope: &Scope) {
+        match scope {
+            Scope::All => self.all = true,
+            Scope::Namespace(own) if !self.own.contains(own) => drop(self.own.insert(own.clone())),
+            Scope::Namespace(_) => {}
+        }
+    }
 }
 
 impl Dispatch {
@@ -45,11 +70,12 @@ impl Dispatch {
                 }
                 let of = figures.handlers.get_mut(handler).expect("it is there");
                 of.workers += 1;
+                of.serves.add(&session.scope);
                 of.waiting += usize::from(Session::free(session, handler));
             }
         }
         for (handler, queue) in queues {
-            figures.handlers.entry(handler.clone()).or_default().backlog = queue.backlog();
+            figures.handlers.entry(handler.clone()).or_default().backlog = queue.backlog(&Scope::All);
         }
         figures
     }

@@ -1,6 +1,7 @@
 //! Who asks for work, who has some, and what is on its way to whom.
 //!
-//! Workers' requests wait in one queue a handler. An owner that has leases to give takes requests from
+//! Workers' requests wait in one queue a handler, those of one namespace's workers in a line of their own. A worker
+//! of a namespace is told of its batches alone, and no owner of another one hears that it is there. An owner that has leases to give takes requests from
 //! the head ([`Dispatch::take`]): nothing is assigned before. When several batches are hungry, the one
 //! that got the least for its priority goes first ([`queue`]).
 //!
@@ -119,7 +120,7 @@ impl Dispatch {
     // ---- batches ----
 
     /// A batch is owned here from now on; `wake` is notified when there is a request for it. Every worker
-    /// that is attached is told, and answers with what it holds of the batch; returns who they are. None, if a
+    /// of its namespace that is attached is told, and answers with what it holds of the batch; returns who they are. None, if a
     /// later epoch of the batch is here already.
     pub fn register(
         &self,
@@ -133,10 +134,11 @@ impl Dispatch {
         if !inner.own(batch, Owned { epoch, since: self.now() }, handler, priority, wake) {
             return Vec::new();
         }
-        for session in inner.sessions.values() {
+        let tell = |session: &Session| {
             session.send(owner(batch, epoch));
-        }
-        inner.sessions.values().map(|session| session.worker.clone()).collect()
+            session.worker.clone()
+        };
+        inner.serving(batch).map(tell).collect()
     }
 
     /// The same for a batch of which nothing was ever leased, by this owner or one before: no worker can hold
@@ -164,7 +166,10 @@ impl Dispatch {
         inner.owned.remove(batch);
         inner.revoked.remove(batch);
         inner.forget_leases(batch);
-        inner.feed(handler);
+        let Inner { queues, sessions, .. } = &mut *inner;
+        if let Some(queue) = queues.get_mut(handler) {
+            queue.wake_beside(batch, sessions);
+        }
     }
 
     /// Takes at most `appetite` requests from the head of the queue for this batch. Fewer than there are
@@ -175,17 +180,16 @@ impl Dispatch {
         let Some(queue) = queues.get_mut(handler) else { return Vec::new() };
         queue.hungry(batch, appetite);
         let mut taken = Vec::new();
-        while taken.len() < appetite && queue.turn_of(batch) {
-            let Some((session, since)) = queue.pop(handler, sessions) else { break };
-            queue.served(batch);
-            let session = sessions.get_mut(&session).expect("popped from the living");
+        while taken.len() < appetite {
+            let Some((session, since)) = queue.deal(batch, handler, sessions) else { break };
+            let session = sessions.get_mut(&session).expect("dealt from the living");
             session.taken.push_back((batch.clone(), since));
             taken.push(session.worker.clone());
             if session.free(handler) {
-                queue.push_back(session.id);
+                queue.push_back(session);
             }
         }
-        queue.wake_next(sessions);
+        queue.wake_beside(batch, sessions);
         taken
     }
 
@@ -197,25 +201,26 @@ impl Dispatch {
         session.answered(batch);
         let id = session.id;
         let Inner { queues, sessions, .. } = &mut *inner;
-        if let Some(queue) = queues.get_mut(handler) {
+        if let (Some(queue), Some(session)) = (queues.get_mut(handler), sessions.get(&id)) {
             queue.hungry(batch, 0);
             if keep {
-                queue.push_front(id);
+                queue.push_front(session);
             } else {
-                queue.push_back(id);
+                queue.push_back(session);
             }
-            queue.wake_next(sessions);
+            queue.wake_beside(batch, sessions);
         }
     }
 
     // ---- to workers ----
 
     /// Sends a lease. Says whether it is on its way; a staging lease of a batch that was revoked isn't,
-    /// nor one to a worker that isn't here.
+    /// nor one to a worker that isn't here, or is of another namespace.
     pub fn grant(&self, worker: &WorkerKey, delivery: Delivery) -> bool {
         let mut inner = self.lock();
         let revoked = inner.revoked.contains(&delivery.batch) && Guard::RevokedBatch.on();
-        if delivery.phase == Phase::Stage && revoked {
+        let foreign = inner.session_for(worker, &delivery.batch).is_none();
+        if foreign || delivery.phase == Phase::Stage && revoked {
             inner.undelivered(worker, &delivery.batch);
             return false;
         }
@@ -277,19 +282,19 @@ impl Dispatch {
 
     /// Tells a worker that a batch has nothing more for it.
     pub fn leave(&self, worker: &WorkerKey, batch: &BatchKey, state: v1::batch::State) {
-        if let Some(session) = self.lock().session(worker) {
+        if let Some(session) = self.lock().session_for(worker, batch) {
             session.send(Frame::Leave(v1::Leave { batch: batch.to_string(), state: state.into() }));
         }
     }
 
     /// Tells one worker that a batch was decided.
     pub fn tell(&self, worker: &WorkerKey, batch: &BatchKey, phase: v1::Phase) {
-        if let Some(session) = self.lock().session(worker) {
+        if let Some(session) = self.lock().session_for(worker, batch) {
             session.send(phase_changed(batch, phase));
         }
     }
 
-    /// Tells every worker that a batch of this owner was decided. After a rollback no staging lease of it is
+    /// Tells every worker of its namespace that a batch of this owner was decided. After a rollback no staging lease of it is
     /// sent.
     pub fn broadcast(&self, batch: &BatchKey, phase: v1::Phase) {
         let mut inner = self.lock();
@@ -335,10 +340,10 @@ fn phase_changed(batch: &BatchKey, phase: v1::Phase) -> Frame {
     Frame::PhaseChanged(v1::PhaseChanged { batch: batch.to_string(), phase: phase.into() })
 }
 
-/// How many leases could be given now for these handlers.
-fn backlog(queues: &BTreeMap<String, Queue>, handlers: &[String]) -> i32 {
-    let of = |handler: &String| queues.get(handler).map_or(0, Queue::backlog);
-    i32::try_from(handlers.iter().map(of).fold(0, usize::saturating_add)).unwrap_or(i32::MAX)
+/// How many leases could be given now to one like this.
+fn backlog(queues: &BTreeMap<String, Queue>, session: &Session) -> i32 {
+    let of = |handler: &String| queues.get(handler).map_or(0, |queue| queue.backlog(&session.scope));
+    i32::try_from(session.handlers.iter().map(of).fold(0, usize::saturating_add)).unwrap_or(i32::MAX)
 }
 
 impl Inner {
@@ -367,16 +372,26 @@ impl Inner {
         (session.worker.incarnation == worker.incarnation).then_some(session)
     }
 
+    /// The same, if it may work for this batch: one that attached again may be of another namespace now.
+    fn session_for(&mut self, worker: &WorkerKey, batch: &BatchKey) -> Option<&mut Session> {
+        self.session(worker).filter(|session| session.scope.sees(&batch.namespace))
+    }
+
     /// Also, how many leases could be given now for the worker's handlers.
     fn session_and_backlog(&mut self, worker: &WorkerKey) -> Option<(&mut Session, i32)> {
         let id = self.session(worker)?.id;
         let session = self.sessions.get_mut(&id)?;
-        let backlog = backlog(&self.queues, &session.handlers);
+        let backlog = backlog(&self.queues, session);
         Some((session, backlog))
     }
 
+    /// Those who may work for this batch.
+    fn serving(&self, batch: &BatchKey) -> impl Iterator<Item = &Session> {
+        self.sessions.values().filter(move |session| session.scope.sees(&batch.namespace))
+    }
+
     fn tell_all(&self, batch: &BatchKey, phase: v1::Phase) {
-        for session in self.sessions.values() {
+        for session in self.serving(batch) {
             session.send(phase_changed(batch, phase));
         }
     }
@@ -420,14 +435,8 @@ impl Inner {
                 queues.insert(handler.clone(), Queue::default());
             }
             let queue = queues.get_mut(handler).expect("it is there");
-            queue.push_back(id);
-            queue.wake_next(sessions);
-        }
-    }
-
-    fn feed(&mut self, handler: &str) {
-        if let Some(queue) = self.queues.get_mut(handler) {
-            queue.wake_next(&self.sessions);
+            queue.push_back(session);
+            queue.wake_next(&session.scope, sessions);
         }
     }
 
@@ -438,6 +447,11 @@ impl Inner {
         }
         tracing::debug!(worker.id = %session.worker.id, reason, "session ended");
         session.end.cancel();
+        for handler in &session.handlers {
+            if let Some(queue) = self.queues.get_mut(handler) {
+                queue.wake_next(&session.scope, &self.sessions);
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One worker's stream, as the hub sees it.
 
 use super::Outbound;
+use crate::identity::Scope;
 use crate::store::keys::BatchKey;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +21,8 @@ pub struct SessionId(pub u64);
 pub struct Hello {
     /// Who.
     pub worker: WorkerKey,
+    /// Whose batches it works for.
+    pub scope: Scope,
     /// Its handlers.
     pub handlers: Vec<String>,
     /// Leases it works on at once.
@@ -49,6 +52,8 @@ pub struct Session {
     pub id: SessionId,
     /// Who.
     pub worker: WorkerKey,
+    /// Whose batches it works for.
+    pub scope: Scope,
     /// Its handlers.
     pub handlers: Vec<String>,
     /// Leases it works on at once.
@@ -81,6 +86,7 @@ impl Session {
         Self {
             id,
             worker: hello.worker,
+            scope: hello.scope,
             handlers: hello.handlers,
             slots: hello.slots,
             labels: hello.labels,
@@ -102,6 +108,11 @@ impl Session {
     /// Leases it holds.
     pub fn leases(&self) -> usize {
         self.outstanding.len()
+    }
+
+    /// Leases of this namespace's batches that it holds.
+    pub fn leases_of(&self, namespace: &str) -> usize {
+        self.outstanding.values().filter(|lease| lease.batch.namespace == namespace).count()
     }
 
     /// Leases it would take now.

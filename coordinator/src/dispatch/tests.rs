@@ -1,7 +1,10 @@
 use super::*;
+use crate::identity::Scope;
 use std::collections::HashMap;
 use tokio::sync::mpsc::Receiver;
 use tranche_engine::{Epoch, LEASE_BYTES};
+
+mod namespaces;
 
 type Frames = Receiver<Result<v1::AttachResponse, Status>>;
 
@@ -12,6 +15,7 @@ fn worker(id: &str) -> WorkerKey {
 fn hello(id: &str, held: Vec<(BatchKey, Token)>) -> Hello {
     Hello {
         worker: worker(id),
+        scope: Scope::All,
         handlers: vec!["noop".to_owned()],
         slots: 1,
         labels: HashMap::new(),
@@ -22,7 +26,10 @@ fn hello(id: &str, held: Vec<(BatchKey, Token)>) -> Hello {
 }
 
 fn attach(dispatch: &Dispatch, id: &str, leases: u32, bytes: u64) -> (SessionId, Frames) {
-    let hello = hello(id, Vec::new());
+    attach_with(dispatch, hello(id, Vec::new()), leases, bytes)
+}
+
+fn attach_with(dispatch: &Dispatch, hello: Hello, leases: u32, bytes: u64) -> (SessionId, Frames) {
     let (out, mut frames) = mpsc::channel(OUTBOUND_BOUND);
     let session = dispatch.attach(hello, v1::Welcome::default(), out).id;
     let first = frames.try_recv().unwrap().unwrap().frame.unwrap();

@@ -21,14 +21,15 @@ pub struct Place {
 
 impl Dispatch {
     /// A worker attached. An older session of the same worker id ends. The welcome is the stream's first
-    /// frame, and whoever has read it finds the worker here. Of what it holds, what is of batches that are
-    /// owned here counts against its credit, and it is told whose they are.
+    /// frame, and whoever has read it finds the worker here. Of what it holds, what is of batches of its namespace
+    /// that are owned here counts against its credit, and it is told whose they are.
     pub fn attach(&self, mut hello: Hello, welcome: v1::Welcome, out: Outbound) -> Place {
         let mut inner = self.lock();
         inner.next_id += 1;
         let id = SessionId(inner.next_id);
-        let named: BTreeSet<BatchKey> = hello.held.iter().map(|(batch, _)| batch.clone()).collect();
-        let held = std::mem::take(&mut hello.held);
+        let mut held = std::mem::take(&mut hello.held);
+        held.retain(|(batch, _)| hello.scope.sees(&batch.namespace));
+        let named: BTreeSet<BatchKey> = held.iter().map(|(batch, _)| batch.clone()).collect();
         let mut session = Session::new(id, hello, self.now(), self.dealt.dropped.clone(), out);
         session.send(Frame::Welcome(welcome));
         if let Some(replicas) = &inner.replicas {
@@ -96,20 +97,23 @@ impl Dispatch {
         let Inner { sessions, queues, .. } = &mut *inner;
         if let Some(session) = sessions.get_mut(&id) {
             session.seen = Instant::now();
-            let backlog = backlog(queues, &session.handlers);
+            let backlog = backlog(queues, session);
             session.send(Frame::Ack(v1::Ack { heartbeat: number, reports: Vec::new(), backlog }));
         }
     }
 
-    /// When these workers were last seen, on the clock that began at `origin`; without those that aren't here.
+    /// When these workers of a batch were last seen, on the clock that began at `origin`; without those that aren't
+    /// here, or not for it any more.
     pub fn last_seen<'a>(
         &self,
+        batch: &BatchKey,
         workers: impl IntoIterator<Item = &'a WorkerKey>,
         origin: Instant,
     ) -> Vec<(WorkerKey, Duration)> {
         let mut inner = self.lock();
         let mut seen = |worker: &WorkerKey| {
-            inner.session(worker).map(|session| (worker.clone(), session.seen.duration_since(origin)))
+            let session = inner.session_for(worker, batch)?;
+            Some((worker.clone(), session.seen.duration_since(origin)))
         };
         workers.into_iter().filter_map(&mut seen).collect()
     }
@@ -121,7 +125,7 @@ impl Dispatch {
         let mut inner = self.lock();
         let Inner { owned, sessions, .. } = &mut *inner;
         let owned = owned.get(batch).filter(|owned| owned.epoch == epoch)?;
-        let session = sessions.get_mut(&id)?;
+        let session = sessions.get_mut(&id).filter(|session| session.scope.sees(&batch.namespace))?;
         for token in tokens {
             session.hold(batch.clone(), *token);
         }

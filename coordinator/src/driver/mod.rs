@@ -219,7 +219,7 @@ impl Driver {
     }
 
     fn look_who_was_seen(&mut self) {
-        let seen = self.shared.dispatch.last_seen(self.batch.holders(), self.shared.origin);
+        let seen = self.shared.dispatch.last_seen(&self.key, self.batch.holders(), self.shared.origin);
         for (worker, at) in seen {
             self.batch.seen(&worker, at);
         }

@@ -37,7 +37,7 @@ impl Admin {
         if caller.forwarded {
             return Vec::new();
         }
-        let all = match self.owners.node.coordinators().await {
+        let all = match self.owners.node.coordinators(caller.scope()).await {
             Ok(all) => all,
             Err(error) => {
                 tracing::warn!(%error, "who else is there can't be read, only this coordinator is listed");
@@ -99,7 +99,7 @@ impl AdminService for Admin {
         let others = self.others(&caller).await;
         let ask = async |mut client: Client, request| client.list_workers(request).await;
         let answers = self.ask(&caller, &others, request.clone(), ask).await;
-        let mut all = self.owners.node.workers();
+        let mut all = self.owners.node.workers(caller.scope());
         let mut more = false;
         for (_, answer) in answers {
             all.extend(answer.workers);
@@ -123,7 +123,7 @@ impl AdminService for Admin {
         request.page_size = asked(size);
         let query = page::Query::new(["coordinators"]);
         let key = |coordinator: &v1::Coordinator| coordinator.coordinator.clone();
-        let all = self.owners.node.coordinators().await?;
+        let all = self.owners.node.coordinators(caller.scope()).await?;
         let (mut coordinators, next_page_token) = page::cut(query, all, key, size, &request.page_token)?;
         // Of the page alone: the others are on the same page as what they say of themselves.
         let mut others = self.others(&caller).await;
@@ -153,7 +153,7 @@ impl AdminService for Admin {
         request.page_size = asked(size);
         let query = page::Query::new(["leases", &request.parent]);
         query.cursor(&request.page_token)?;
-        let mut all = self.owners.node.leases(batch.as_ref()).await?;
+        let mut all = self.owners.node.leases(caller.scope(), batch.as_ref()).await?;
         let others = self.others(&caller).await;
         let ask = async |mut client: Client, request| client.list_leases(request).await;
         let mut more = false;

@@ -6,16 +6,15 @@
 //! A stream ends when its credential does: when its time is over, and when the file of identities changes so that
 //! it names nobody, or somebody else.
 
+use super::ending::{Ending, Side};
 use super::peers::{FORWARDED, ON_BEHALF};
 use super::status;
 use crate::config::OpenService;
 use crate::identity::{Book, Credential, Granted, Identity, Refused, Role, Roles, rights};
-use bytes::Bytes;
 use futures::future::{BoxFuture, Either, Ready, ready};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -107,10 +106,9 @@ where
             return Either::Left(self.inner.call(request));
         }
         let valid = admitted.valid;
-        let request = request.map(|body| Body::new(Guarded::new(body, valid.clone(), Side::Request)));
+        let request = request.map(|body| valid.clone().bounds(body, Side::Request));
         let answer = self.inner.call(request);
-        let guarded =
-            async move { Ok(answer.await?.map(|body| Body::new(Guarded::new(body, valid, Side::Response)))) };
+        let guarded = async move { Ok(answer.await?.map(|body| valid.bounds(body, Side::Response))) };
         Either::Right(Either::Right(Box::pin(guarded)))
     }
 }
@@ -288,6 +286,12 @@ impl Valid {
         }
     }
 
+    /// The body of a stream, which ends with its credential.
+    fn bounds(mut self, body: Body, side: Side) -> Body {
+        let over = self.clone().over();
+        Ending::wrap(body, side, move || self.look().err(), over)
+    }
+
     /// Waits until it isn't any more.
     async fn over(mut self) -> Status {
         loop {
@@ -314,61 +318,4 @@ impl Valid {
 
 fn expired() -> Status {
     status::unauthenticated("CREDENTIAL_EXPIRED", "the token of this stream has expired")
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Request,
-    Response,
-}
-
-/// The body of a stream, which ends with its credential.
-struct Guarded {
-    body: Body,
-    valid: Valid,
-    over: Pin<Box<dyn Future<Output = Status> + Send>>,
-    side: Side,
-    ended: bool,
-}
-
-impl Guarded {
-    fn new(body: Body, valid: Valid, side: Side) -> Self {
-        Self { body, over: Box::pin(valid.clone().over()), valid, side, ended: false }
-    }
-}
-
-impl http_body::Body for Guarded {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        // Also for a body that always has something.
-        let mut over = self.valid.look().err();
-        if over.is_none() {
-            if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-                return Poll::Ready(frame);
-            }
-            over = Some(std::task::ready!(self.over.as_mut().poll(cx)));
-        }
-        let Some(status) = over else { return Poll::Pending };
-        self.ended = true;
-        if self.side == Side::Request {
-            return Poll::Ready(Some(Err(status)));
-        }
-        // What the service still does for it ends.
-        self.body = Body::empty();
-        let mut trailers = HeaderMap::new();
-        status.add_header(&mut trailers)?;
-        Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.body.is_end_stream()
-    }
 }

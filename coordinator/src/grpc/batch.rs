@@ -109,8 +109,9 @@ impl BatchService for Batches {
         request: Request<v1::SealBatchRequest>,
     ) -> Result<Response<v1::Batch>, Status> {
         let caller = Caller::of(&request, self.limit);
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let batch = caller.sees(validate::seal(&request)?)?;
+        request.name = batch.to_string();
         let here = || async { Ok(self.node.seal(&batch, request.total).await?.to_proto()) };
         let there = |mut client: Client, extras: Request<()>| {
             let request = extras.map(|()| request.clone());
@@ -189,8 +190,9 @@ impl BatchService for Batches {
         request: Request<v1::RetryFailedRequest>,
     ) -> Result<Response<v1::RetryFailedResponse>, Status> {
         let caller = Caller::of(&request, self.limit);
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let batch = caller.sees(validate::batch_name("name", &request.name)?)?;
+        request.name = batch.to_string();
         let here = || async {
             let (view, retried) = self.node.retry_failed(&batch).await?;
             Ok(v1::RetryFailedResponse { batch: Some(view.to_proto()), retried: retried.cast_signed() })

@@ -29,11 +29,17 @@ impl Batches {
         mut request: v1::CreateBatchRequest,
         elsewhere: Option<Member>,
     ) -> Result<v1::Batch, Status> {
-        // The owner elsewhere gets it spelt out, too.
-        if let Some(parent) = caller.parent("parent", &request.parent)? {
-            request.parent = parent;
+        let namespace = match caller.namespace("parent", &request.parent) {
+            Ok(namespace) => namespace,
+            // It is told with what else is wrong.
+            Err(status) if status.code() == Code::InvalidArgument => String::new(),
+            Err(status) => return Err(status),
+        };
+        if !namespace.is_empty() {
+            // The owner elsewhere gets it spelt out, too.
+            request.parent = format!("namespaces/{namespace}");
         }
-        let known = self.node.known_handlers();
+        let known = self.node.known_handlers(&namespace);
         let mut create = validate::create(request.clone(), &known)?;
         if let Some(member) = elsewhere.filter(|_| !caller.forwarded) {
             if request.request_id.is_empty() {

@@ -5,19 +5,18 @@
 //! here the limits are the process's, and what is refused says so with the details that all our errors
 //! carry. Streams count only until they begin to answer; their services limit how many are open.
 
+use super::ending::{Ending, Side};
 use super::status;
 use super::told::Told;
 use crate::error::Error;
 use crate::metrics::{CallMetrics, code_name};
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::HeaderValue;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -147,7 +146,7 @@ where
                 inner.call(request).await?
             };
             if !ours {
-                response = response.map(|body| Body::new(Ending::new(body, layer.shutdown.clone())));
+                response = response.map(|body| until_shutdown(body, layer.shutdown.clone()));
             }
             let status = Status::from_header_map(response.headers());
             let code = status.as_ref().map_or(Code::Ok, Status::code);
@@ -171,42 +170,12 @@ where
 
 /// The body of a stream that would go on for ever, like a watch of the health: ended once the process leaves,
 /// when all that was there by then is said. Our own streams end by themselves.
-struct Ending {
-    body: Body,
-    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
-    ended: bool,
-}
-
-impl Ending {
-    fn new(body: Body, shutdown: CancellationToken) -> Self {
-        Self { body, shutdown: Box::pin(shutdown.cancelled_owned()), ended: false }
-    }
-}
-
-impl http_body::Body for Ending {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        std::task::ready!(self.shutdown.as_mut().poll(cx));
-        self.ended = true;
-        let mut trailers = http::HeaderMap::new();
-        Status::from(Error::ShuttingDown).add_header(&mut trailers)?;
-        Poll::Ready(Some(Ok(http_body::Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.body.is_end_stream()
-    }
+fn until_shutdown(body: Body, shutdown: CancellationToken) -> Body {
+    let over = async move {
+        shutdown.cancelled_owned().await;
+        Error::ShuttingDown.into()
+    };
+    Ending::wrap(body, Side::Response, || None, over)
 }
 
 /// What OpenTelemetry's conventions take for a failure of a server: not what a caller did wrong.
@@ -237,7 +206,9 @@ fn request_id(request: &Request) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use std::convert::Infallible;
+    use std::pin::Pin;
     use tonic_types::StatusExt;
     use tower::service_fn;
 
@@ -328,7 +299,7 @@ mod tests {
     async fn a_stream_without_an_end_is_ended_after_what_it_had_to_say() {
         let (say, said) = tokio::sync::mpsc::channel::<Result<http_body::Frame<Bytes>, Status>>(2);
         let shutdown = CancellationToken::new();
-        let mut body = Box::pin(Ending::new(Body::new(Said(said)), shutdown.clone()));
+        let mut body = Box::pin(until_shutdown(Body::new(Said(said)), shutdown.clone()));
         say.send(Ok(http_body::Frame::data(Bytes::from_static(b"not serving")))).await.expect("open");
         shutdown.cancel();
         let mut next =

@@ -7,6 +7,7 @@ mod append;
 pub mod auth;
 mod batch;
 mod elsewhere;
+mod ending;
 pub mod layers;
 mod meter;
 pub(crate) mod page;

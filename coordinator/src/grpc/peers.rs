@@ -68,31 +68,35 @@ impl Caller {
     }
 
     /// The batch, if the caller sees its namespace. One that it doesn't see isn't there.
-    pub(crate) fn sees(&self, batch: BatchKey) -> Result<BatchKey, Error> {
-        match &self.identity {
-            Some(identity) if !identity.sees(&batch.namespace) => Err(Error::NotFound(batch)),
-            _ => Ok(batch),
+    pub(crate) fn sees(&self, mut batch: BatchKey) -> Result<BatchKey, Error> {
+        if batch.namespace == validate::OWN_NAMESPACE {
+            self.own_namespace().clone_into(&mut batch.namespace);
+        }
+        if self.scope().sees(&batch.namespace) { Ok(batch) } else { Err(Error::NotFound(batch)) }
+    }
+
+    /// The namespaces whose batches the caller sees.
+    pub(crate) fn scope(&self) -> &Scope {
+        self.identity.as_ref().map_or(&Scope::All, |identity| &identity.scope)
+    }
+
+    /// What is meant when no namespace is named.
+    fn own_namespace(&self) -> &str {
+        match self.scope() {
+            Scope::Namespace(own) => own,
+            Scope::All => validate::DEFAULT_NAMESPACE,
         }
     }
 
     /// The namespace that a request's `parent` means: without one the caller's own.
     pub(crate) fn namespace(&self, field: &str, parent: &str) -> Result<String, Status> {
-        let Some(identity) = &self.identity else { return Ok(validate::namespace(field, parent)?) };
-        if let (Scope::Namespace(own), "") = (&identity.scope, parent) {
-            return Ok(own.clone());
+        let Some(named) = validate::namespace(field, parent)? else {
+            return Ok(self.own_namespace().to_owned());
+        };
+        match &self.identity {
+            Some(identity) if !identity.sees(&named) => Err(status::namespace_denied(&named, identity)),
+            _ => Ok(named),
         }
-        let namespace = validate::namespace(field, parent)?;
-        if identity.sees(&namespace) {
-            Ok(namespace)
-        } else {
-            Err(status::namespace_denied(&namespace, identity))
-        }
-    }
-
-    /// The same as a resource name; `None`: callers aren't asked who they are, and it is checked with the rest.
-    pub(crate) fn parent(&self, field: &str, parent: &str) -> Result<Option<String>, Status> {
-        let known = self.identity.as_ref().map(|_| self.namespace(field, parent)).transpose()?;
-        Ok(known.map(|namespace| format!("namespaces/{namespace}")))
     }
 
     /// Who is noted as the author of a decision: what they call themselves, and who they are.

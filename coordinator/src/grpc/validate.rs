@@ -15,6 +15,8 @@ use tranche_proto::{MAX_APPEND_BYTES, MAX_APPEND_TASKS, MAX_KEY_BYTES, MAX_PAYLO
 
 /// The namespace of who names none.
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
+/// In a name, the namespace of whoever calls.
+pub(crate) const OWN_NAMESPACE: &str = "-";
 /// The most characters of an actor.
 const MAX_ACTOR_CHARS: usize = 200;
 /// The most characters of a cancel's message.
@@ -70,14 +72,14 @@ pub(crate) fn batch_name(field: &str, name: &str) -> Result<BatchKey, Error> {
     })
 }
 
-/// A namespace's resource name; empty is the default one.
-pub(crate) fn namespace(field: &str, parent: &str) -> Result<String, Error> {
+/// A namespace's resource name. `None`: the caller's own, which is named by nothing, or by `-`.
+pub(crate) fn namespace(field: &str, parent: &str) -> Result<Option<String>, Error> {
     if parent.is_empty() {
-        return Ok(DEFAULT_NAMESPACE.to_owned());
+        return Ok(None);
     }
     // What is a namespace in a batch's name is one here.
     match BatchKey::parse(&format!("{parent}/batches/x")) {
-        Some(key) if key.id == "x" => Ok(key.namespace),
+        Some(key) if key.id == "x" => Ok(Some(key.namespace).filter(|named| named != OWN_NAMESPACE)),
         _ => Err(invalid(
             field,
             format!("{} is not namespaces/{{namespace}} with a word of a-z, 0-9 and -", quoted(parent)),

@@ -7,7 +7,7 @@ use crate::dispatch::{Hello, OUTBOUND_BOUND, Place, SessionId};
 use crate::driver::records::token_from;
 use crate::error::Error;
 use crate::grpc::{status, validate};
-use crate::identity::Identity;
+use crate::identity::{Identity, Scope};
 use crate::node::{Node, Shared};
 use crate::store::keys::BatchKey;
 use futures::{Stream, TryStreamExt as _};
@@ -35,6 +35,9 @@ const MAX_WORKER_ID: usize = 128;
 /// few; one that brings more than this, while the store is away for long, is cut off, attaches again later and
 /// brings again what wasn't acknowledged.
 const WORK_BOUND: usize = 2 * 4096;
+
+/// Why a lease of no batch is taken from its worker.
+const UNKNOWN: &str = "the batch isn't known";
 
 /// The service.
 pub struct Workers {
@@ -73,6 +76,11 @@ impl Origin {
             Some(identity) => format!("{}/{worker}", identity.name),
             None => worker,
         }
+    }
+
+    /// Whose batches it works for: all, if nobody is asked.
+    fn scope(&self) -> Scope {
+        self.identity.as_ref().map_or(Scope::All, |identity| identity.scope.clone())
     }
 }
 
@@ -131,10 +139,10 @@ pub async fn serve(
         heartbeat_interval: config.heartbeat().try_into().ok(),
         idle_heartbeat_interval: config.idle_heartbeat().try_into().ok(),
     };
-    let (held, slots) = (hello.held.clone(), hello.slots);
+    let (held, slots, scope) = (hello.held.clone(), hello.slots, hello.scope.clone());
     let Place { id, since, end } = node.shared().dispatch.attach(hello, welcome, out.clone());
-    tracing::info!(worker.id = %worker.id, slots, held = held.len(), "worker attached");
-    let mut session = Attached::new(node.clone(), worker.clone(), id);
+    tracing::info!(worker.id = %worker.id, slots, held = held.len(), namespace = %scope, "worker attached");
+    let mut session = Attached::new(node.clone(), worker.clone(), scope, id);
     session.announce(held, since);
     let silence = config.silence();
     let mut heard = Instant::now();
@@ -205,6 +213,7 @@ fn checked(hello: v1::Hello, origin: impl Into<Origin>) -> Result<Hello, Status>
     }
     Ok(Hello {
         worker: WorkerKey::new(origin.worker_id(hello.worker), hello.incarnation),
+        scope: origin.scope(),
         handlers: hello.handlers,
         slots: hello.slots,
         labels: hello.labels,
@@ -218,6 +227,8 @@ fn checked(hello: v1::Hello, origin: impl Into<Origin>) -> Result<Hello, Status>
 struct Attached {
     node: Arc<Node>,
     worker: WorkerKey,
+    /// Whose batches it works for. Another namespace's aren't there.
+    scope: Scope,
     id: SessionId,
     /// Frames on their way to batches' drivers.
     work: JoinSet<()>,
@@ -227,19 +238,26 @@ struct Attached {
 }
 
 impl Attached {
-    fn new(node: Arc<Node>, worker: WorkerKey, id: SessionId) -> Self {
-        Self { node, worker, id, work: JoinSet::new(), unannounced: BTreeMap::new() }
+    fn new(node: Arc<Node>, worker: WorkerKey, scope: Scope, id: SessionId) -> Self {
+        Self { node, worker, scope, id, work: JoinSet::new(), unannounced: BTreeMap::new() }
     }
 
-    /// Tells every batch owned here which leases of it the worker holds. Those of another coordinator's
+    /// Tells every batch of its namespace owned here which leases of it the worker holds. Those of another coordinator's
     /// batches are its own; only what is of no batch any more is taken from it. A driver that is busy is waited
     /// for by what the worker says of its batch, and by nothing else.
     fn announce(&mut self, held: Vec<(BatchKey, Token)>, since: Now) {
         let mut by_batch: BTreeMap<BatchKey, Vec<Token>> = BTreeMap::new();
         for (batch, token) in held {
-            by_batch.entry(batch).or_default().push(token);
+            if self.scope.sees(&batch.namespace) {
+                by_batch.entry(batch).or_default().push(token);
+            } else {
+                // From when its credential was another namespace's; or it made that up.
+                self.node.shared().dispatch.revoke(&self.worker, &batch, token, UNKNOWN);
+            }
         }
-        for (key, handle) in self.node.shared().handles() {
+        let mut handles = self.node.shared().handles();
+        handles.retain(|(key, _)| self.scope.sees(&key.namespace));
+        for (key, handle) in handles {
             let held = by_batch.remove(&key).unwrap_or_default();
             let event = Event::Attached { worker: self.worker.clone(), held };
             if let Some(event) = handle.try_send(event, Some(since)) {
@@ -262,7 +280,7 @@ impl Attached {
             for (batch, tokens) in by_batch {
                 if over(shared, &batch).await {
                     for token in tokens {
-                        shared.dispatch.revoke(&worker, &batch, token, "the batch isn't known");
+                        shared.dispatch.revoke(&worker, &batch, token, UNKNOWN);
                     }
                 }
             }
@@ -290,6 +308,11 @@ impl Attached {
             Some(Frame::Heartbeat(_)) => unreachable!("answered above"),
             Some(Frame::Report(report)) => {
                 let (batch, token) = batch_and_token(&report.batch, report.token.as_ref())?;
+                if !self.scope.sees(&batch.namespace) {
+                    let unknown = answer(&report, v1::report_ack::Result::UnknownBatch, "");
+                    dispatch.ack(&self.worker, unknown);
+                    return Ok(());
+                }
                 let event = match decoded(&self.worker, token, &report) {
                     Ok(event) => event,
                     Err(message) => {
@@ -338,6 +361,9 @@ impl Attached {
 
     /// Tells a batch's driver, now if it has room, and when it has.
     fn tell(&mut self, batch: BatchKey, mut event: Event, at: Option<Now>) -> Result<(), Status> {
+        if !self.scope.sees(&batch.namespace) {
+            return Ok(());
+        }
         let Some(handle) = self.node.shared().handle(&batch) else { return Ok(()) };
         let announced = self.announced(&batch);
         if announced.is_none() {

@@ -25,9 +25,9 @@ pub enum Role {
     Submitter,
     /// Reads batches.
     Reader,
-    /// Works: attaches and gets leases, of every namespace.
+    /// Works: attaches and gets leases of its namespace's batches.
     Worker,
-    /// Does what submitters and readers do in every namespace, and reads what operators read.
+    /// Does what submitters and readers do, and reads what operators read, as far as its namespace is concerned.
     Admin,
     /// Another coordinator: passes on the calls of others, with their rights.
     Replica,
@@ -51,8 +51,8 @@ impl Role {
     /// Whether it is one of the whole cluster: it can't be held in one namespace alone.
     const fn is_of_the_cluster(self) -> bool {
         match self {
-            Self::Submitter | Self::Reader => false,
-            Self::Worker | Self::Admin | Self::Replica => true,
+            Self::Submitter | Self::Reader | Self::Worker | Self::Admin => false,
+            Self::Replica => true,
         }
     }
 }
@@ -102,15 +102,25 @@ pub enum Scope {
     All,
 }
 
+impl Scope {
+    /// Whether this namespace's batches are among them.
+    pub fn sees(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespace(own) => own == namespace,
+        }
+    }
+}
+
 impl FromStr for Scope {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "*" {
             return Ok(Self::All);
         }
-        // What is a namespace in a batch's name is one here.
+        // What is a namespace in a batch's name is one here, but for the one that means one's own.
         match BatchKey::parse(&format!("namespaces/{text}/batches/x")) {
-            Some(key) if key.namespace == text => Ok(Self::Namespace(text.to_owned())),
+            Some(key) if key.namespace == text && text != "-" => Ok(Self::Namespace(text.to_owned())),
             _ => Err(format!("{text:?} is no namespace (a word of a-z, 0-9 and -), and not *")),
         }
     }
@@ -165,10 +175,7 @@ impl Identity {
 
     /// Whether it sees the batches of this namespace.
     pub fn sees(&self, namespace: &str) -> bool {
-        match &self.scope {
-            Scope::All => true,
-            Scope::Namespace(own) => own == namespace,
-        }
+        self.scope.sees(namespace)
     }
 }
 

@@ -57,6 +57,17 @@ fn a_token_names_whom_the_file_says_and_nobody_else() {
 }
 
 #[test]
+fn every_role_but_a_coordinator_s_is_held_in_one_namespace_or_in_all() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for role in Role::ALL {
+        let roles = format!("{:?}", role.name());
+        let of = |namespace| load(&dir, &entry("a", &token("t"), namespace, &roles));
+        of("*").expect("right");
+        assert_eq!(of("team-a").is_ok(), role != Role::Replica, "{role:?}");
+    }
+}
+
+#[test]
 fn a_name_of_a_certificate_is_compared_whole_and_its_place_does_not_matter() {
     let dir = tempfile::tempdir().expect("a folder");
     let text = entry("a", "certificate_san = 'spiffe://corp/ns/a'", "team-a", "'reader'")
@@ -112,8 +123,7 @@ fn a_file_that_is_not_right_says_where_and_never_what_is_secret() {
         (entry("a", &token("t"), "a/b", "'reader'"), "is no namespace"),
         (entry("a", &token("t"), "n", ""), "roles is empty"),
         (entry("a", &token("t"), "n", "'root'"), "\"root\" is no role; there are submitter, reader"),
-        (entry("a", &token("t"), "n", "'worker'"), "whole cluster"),
-        (entry("a", &token("t"), "n", "'admin'"), "whole cluster"),
+        (entry("a", &token("t"), "-", "'reader'"), "is no namespace"),
         (entry("a", &token("t"), "n", "'replica'"), "whole cluster"),
         (entry("a/b", &token("t"), "n", "'reader'"), "name \"a/b\""),
         (entry("", &token("t"), "n", "'reader'"), "name \"\""),
@@ -265,7 +275,7 @@ fn a_jwt_that_is_wrong_in_any_way_names_nobody() {
         ("tranche_namespace", Value::Null, "no namespace"),
         ("tranche_roles", json!([]), "roles is empty"),
         ("tranche_roles", json!(["of-others"]), "roles is empty"),
-        ("tranche_roles", json!(["worker"]), "whole cluster"),
+        ("tranche_roles", json!(["replica"]), "whole cluster"),
         ("tranche_roles", Value::Null, "roles is empty"),
     ];
     for (claim, value, says) in wrong {

@@ -57,6 +57,7 @@ struct Handler {
     waiting: usize,
     backlog: usize,
     tasks: u64,
+    stranded: u64,
 }
 
 impl Handler {
@@ -65,6 +66,7 @@ impl Handler {
         self.waiting += other.waiting;
         self.backlog += other.backlog;
         self.tasks += other.tasks;
+        self.stranded += other.stranded;
     }
 }
 
@@ -73,7 +75,8 @@ pub(super) fn readings(shared: &Shared, disks: &[Disk], shutdown: &CancellationT
     let mut owned: BTreeMap<&str, Owned> = STATES.map(|state| (state_name(state), Owned::default())).into();
     let mut handlers: BTreeMap<String, Handler> = BTreeMap::new();
     let mut leases = 0;
-    for (_, handle) in shared.handles() {
+    let figures = shared.dispatch.figures();
+    for (key, handle) in shared.handles() {
         let view = handle.view().borrow().clone();
         let state = match view.state.state() {
             Told::Importing | Told::Unspecified => State::Importing,
@@ -91,13 +94,22 @@ pub(super) fn readings(shared: &Shared, disks: &[Disk], shutdown: &CancellationT
             let target = view.spec.batch.as_ref().and_then(|batch| batch.targets.first());
             let left = view.state.total - view.state.staged - view.state.failed;
             let name = target.map_or_else(String::new, |target| target.handler.clone());
-            handlers.entry(name).or_default().tasks += left.max(0).cast_unsigned();
+            let tasks = left.max(0).cast_unsigned();
+            let served = figures.handlers.get(&name).is_some_and(|of| of.serves.namespace(&key.namespace));
+            let of = handlers.entry(name).or_default();
+            of.tasks += tasks;
+            of.stranded += if served { 0 } else { tasks };
         }
     }
-    let figures = shared.dispatch.figures();
     for (name, of) in &figures.handlers {
         let (workers, waiting, backlog) = (of.workers, of.waiting, of.backlog);
-        handlers.entry(name.clone()).or_default().add(Handler { workers, waiting, backlog, tasks: 0 });
+        handlers.entry(name.clone()).or_default().add(Handler {
+            workers,
+            waiting,
+            backlog,
+            tasks: 0,
+            stranded: 0,
+        });
     }
     let mut all = batches(&owned, leases);
     all.extend(by_handler(&few(handlers, &shared.config.handlers)));
@@ -139,11 +151,16 @@ fn batches(owned: &BTreeMap<&str, Owned>, leases: u64) -> Vec<Reading> {
 
 fn by_handler(handlers: &BTreeMap<String, Handler>) -> Vec<Reading> {
     type Value = fn(&Handler) -> f64;
-    let metrics: [(_, _, Value); 4] = [
+    let metrics: [(_, _, Value); 5] = [
         (
             "backlog_tasks",
             "Tasks appended to batches owned here, neither staged nor failed yet, by handler",
             |of| of.tasks as f64,
+        ),
+        (
+            "stranded_tasks",
+            "Those of the backlog's tasks for which no worker of their handler and namespace is attached here, by handler",
+            |of| of.stranded as f64,
         ),
         ("backlog_leases", "Leases that batches owned here could give now, by handler", |of| {
             of.backlog as f64

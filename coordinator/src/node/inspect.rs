@@ -3,36 +3,46 @@
 use super::{Node, timestamp};
 use crate::driver::{Handle, ledger, records};
 use crate::error::Error;
+use crate::identity::Scope;
 use crate::store::keys::{self, BatchKey};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tranche_engine::Phase;
 use tranche_proto::v1;
 
 impl Node {
-    /// The attached workers, by id.
-    pub fn workers(&self) -> Vec<v1::Worker> {
-        let mut workers = self.shared.dispatch.sessions(|session| {
+    /// The attached workers that work for the batches of this scope, by id. Of those that work for others, too, what
+    /// they hold of others' isn't told.
+    pub fn workers(&self, scope: &Scope) -> Vec<v1::Worker> {
+        let workers = self.shared.dispatch.sessions(|session| {
+            let (leases, free) = match (scope, &session.scope) {
+                (Scope::Namespace(asked), Scope::All) => (session.leases_of(asked), 0),
+                (Scope::Namespace(asked), Scope::Namespace(own)) if asked != own => return None,
+                _ => (session.leases(), session.free_credit()),
+            };
             let (attached, seen) = session.times();
-            v1::Worker {
+            Some(v1::Worker {
                 worker: session.worker.id.to_string(),
                 incarnation: session.worker.incarnation.to_string(),
                 handlers: session.handlers.clone(),
                 slots: session.slots,
                 labels: session.labels.clone(),
-                leases: i32::try_from(session.leases()).unwrap_or(i32::MAX),
-                free_credit: i32::try_from(session.free_credit()).unwrap_or(i32::MAX),
+                leases: i32::try_from(leases).unwrap_or(i32::MAX),
+                free_credit: i32::try_from(free).unwrap_or(i32::MAX),
                 attach_time: timestamp(ms(attached)),
                 last_seen_time: timestamp(ms(seen)),
                 version: session.version.clone(),
                 peer: session.peer.clone(),
-            }
+                namespace: session.scope.to_string(),
+            })
         });
+        let mut workers: Vec<_> = workers.into_iter().flatten().collect();
         workers.sort_by(|a, b| a.worker.cmp(&b.worker));
         workers
     }
 
-    /// The coordinators of this store.
-    pub async fn coordinators(&self) -> Result<Vec<v1::Coordinator>, Error> {
+    /// The coordinators of this store. Figures are those of the batches of this scope; what can't be told apart by
+    /// namespace is told to who sees all.
+    pub async fn coordinators(&self, scope: &Scope) -> Result<Vec<v1::Coordinator>, Error> {
         let mut all = Vec::new();
         ledger::each(&*self.shared.store, keys::COORDINATORS, |entry| {
             let record = ledger::decode::<v1::CoordinatorRecord>(entry)?.value;
@@ -48,9 +58,13 @@ impl Node {
         })
         .await?;
         for one in all.iter_mut().filter(|one| one.coordinator == self.shared.id) {
-            let latency = self.shared.dispatch.grant_latency();
             one.answering = true;
-            one.owned_batches = i32::try_from(self.shared.handles().len()).unwrap_or(i32::MAX);
+            let owned = self.shared.handles().into_iter().filter(|(key, _)| scope.sees(&key.namespace));
+            one.owned_batches = i32::try_from(owned.count()).unwrap_or(i32::MAX);
+            if *scope != Scope::All {
+                continue;
+            }
+            let latency = self.shared.dispatch.grant_latency();
             one.store_transactions = self.shared.store.transactions().cast_signed();
             one.grant_latency_p50_us = latency.quantile_us(0.5).cast_signed();
             one.grant_latency_p99_us = latency.quantile_us(0.99).cast_signed();
@@ -59,9 +73,10 @@ impl Node {
         Ok(all)
     }
 
-    /// The leases out of one batch or all, by batch and range.
-    pub async fn leases(&self, batch: Option<&BatchKey>) -> Result<Vec<v1::Lease>, Error> {
+    /// The leases out of one batch, or of all of this scope, by batch and range.
+    pub async fn leases(&self, scope: &Scope, batch: Option<&BatchKey>) -> Result<Vec<v1::Lease>, Error> {
         let mut handles: Vec<(BatchKey, Handle)> = self.shared.handles();
+        handles.retain(|(key, _)| scope.sees(&key.namespace));
         if let Some(batch) = batch {
             handles.retain(|(key, _)| key == batch);
             if handles.is_empty() {

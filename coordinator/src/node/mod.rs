@@ -23,6 +23,7 @@ pub use term::Term;
 pub use view::{Live, View, timestamp};
 
 use crate::config::Config;
+use crate::dispatch::Session;
 use crate::driver::{Handle, Op, ledger};
 use crate::error::Error;
 use crate::manifest::Objects;
@@ -90,11 +91,12 @@ impl Node {
         &self.shared
     }
 
-    /// Names of the handlers that a new batch may ask for: the configured ones, and those that attached
-    /// workers have.
-    pub fn known_handlers(&self) -> Vec<String> {
+    /// Names of the handlers that a new batch of a namespace may ask for: the configured ones, and those that
+    /// attached workers have who would work for it.
+    pub fn known_handlers(&self, namespace: &str) -> Vec<String> {
         let mut known: BTreeSet<String> = self.shared.config.handlers.iter().cloned().collect();
-        known.extend(self.shared.dispatch.sessions(|session| session.handlers.clone()).into_iter().flatten());
+        let of = |session: &Session| session.scope.sees(namespace).then(|| session.handlers.clone());
+        known.extend(self.shared.dispatch.sessions(of).into_iter().flatten().flatten());
         known.into_iter().collect()
     }
 

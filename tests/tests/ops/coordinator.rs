@@ -21,6 +21,7 @@ async fn batches_tasks_leases_and_calls_are_counted() {
     let waiting = cluster.submit(in_ranges_of(10, batch_for("noop")), tasks(100)).await;
     let seen = scrape::samples(&ops).await;
     assert_eq!(seen[r#"tranche_backlog_tasks{handler="noop"}"#], 100.0);
+    assert_eq!(seen[r#"tranche_stranded_tasks{handler="noop"}"#], 100.0);
     assert_eq!(seen[r#"tranche_handler_workers{handler="noop"}"#], 0.0);
     assert_eq!(seen[r#"tranche_batches{state="importing"}"#], 1.0);
     assert_eq!(seen["tranche_appended_tasks_total"], 100.0);
@@ -38,6 +39,7 @@ async fn batches_tasks_leases_and_calls_are_counted() {
         (r#"tranche_decisions_total{outcome="commit",reason="all_accounted"}"#, 1.0),
         (r#"tranche_leases_granted_total{phase="stage"}"#, 10.0),
         (r#"tranche_backlog_tasks{handler="noop"}"#, 0.0),
+        (r#"tranche_stranded_tasks{handler="noop"}"#, 0.0),
         ("tranche_batches_created_total", 1.0),
         ("tranche_attached_workers", 1.0),
         ("tranche_attached_slots", 2.0),

@@ -225,13 +225,15 @@ async fn only_a_coordinator_calls_for_others() {
     assert_eq!(call(&replica, Rpc::GetBatch, &behalf("a", "team-a", "reader")).await.0, Code::Ok);
     // The first caller's own rights are what counts.
     assert_eq!(call(&replica, Rpc::GetBatch, &behalf("b", "team-b", "reader")).await.0, Code::NotFound);
+    assert_eq!(call(&replica, Rpc::GetBatch, &behalf("x", "team-a", "admin")).await.0, Code::Ok);
+    assert_eq!(call(&replica, Rpc::GetBatch, &behalf("x", "team-b", "admin")).await.0, Code::NotFound);
     let (code, reason) = call(&replica, Rpc::GetBatch, &behalf("a", "team-a", "submitter")).await;
     assert_eq!((code, reason.as_str()), (Code::PermissionDenied, "ROLE_MISSING"));
     assert_eq!(call(&replica, Rpc::DeleteBatch, &behalf("a", "team-a", "submitter")).await, denied);
     for headers in [
         behalf("x", "*", "replica"),
         behalf("x", "*", "admin,replica"),
-        behalf("x", "team-a", "admin"),
+        behalf("x", "team-a", "replica"),
         behalf("x", "team-a", ""),
         behalf("", "team-a", "reader"),
         behalf("a/b", "team-a", "reader"),

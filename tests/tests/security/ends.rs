@@ -1,17 +1,21 @@
 //! Streams end with their credentials.
 
-use crate::world::{World, identities, told, warned};
+use crate::workers::Attached;
+use crate::world::{World, identities, of_team, told, warned};
+use futures::StreamExt as _;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use tranche_client::v1;
+use tranche_coordinator::identity::Role;
 use tranche_proto::PROTOCOL_VERSION;
 use tranche_proto::v1::attach_request::Frame;
 use tranche_proto::v1::batch_service_client::BatchServiceClient;
 use tranche_proto::v1::worker_service_client::WorkerServiceClient;
 use tranche_tests::cluster::batch_for;
 use tranche_tests::wait::PATIENCE;
+use tranche_tests::{eventually, sha256_hex};
 
 async fn end<T>(mut stream: Streaming<T>) -> (Code, String) {
     let end = async {
@@ -79,6 +83,31 @@ async fn a_stream_ends_when_its_token_expires() {
     drop(appends);
     let refused = world.call(&reader, tranche_proto::Rpc::ListBatches, Vec::new()).await;
     assert_eq!(refused, (Code::Unauthenticated, "CREDENTIAL_INVALID".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_s_stream_ends_when_its_credential_becomes_another_namespace_s() {
+    let world = World::start().await;
+    let name = of_team(Role::Worker, "team-a");
+    let worker = Attached::new(&world, &name, Vec::new()).await;
+    let moved = |line: &str, of: &str| {
+        format!("name = {line:?}\ntoken_sha256 = {:?}\nnamespace = {of:?}", sha256_hex(line))
+    };
+    let text = identities();
+    let changed = text.replace(&moved(&name, "team-a"), &moved(&name, "team-b"));
+    assert_ne!(text, changed);
+    world.pki.write("identities.toml", changed);
+    assert_eq!(end(worker.answers).await, (Code::Unauthenticated, "CREDENTIAL_REVOKED".to_owned()));
+    eventually("it is gone", async || {
+        let workers: Vec<_> = world.client("token-of-admin").workers().collect().await;
+        workers.is_empty().then_some(())
+    })
+    .await;
+    // It may come back, as what it is now.
+    let _again = Attached::new(&world, &name, Vec::new()).await;
+    let workers: Vec<_> = world.client("token-of-admin").workers().collect().await;
+    let [Ok(worker)] = &workers[..] else { panic!("one: {workers:?}") };
+    assert_eq!((&worker.worker, worker.namespace.as_str()), (&format!("{name}/w"), "team-b"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

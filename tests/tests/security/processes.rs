@@ -1,8 +1,9 @@
 //! The programs, as their users start them.
 
-use crate::world::identities;
-use serde_json::json;
+use crate::world::{TEAMS, identities, of_team};
+use serde_json::{Value, json};
 use std::path::PathBuf;
+use tranche_coordinator::identity::Role;
 use tranche_tests::{Pki, Ran, Session, grpcurl, run, tranche};
 
 const CANARY: &str = "canary-7f3a9c-not-in-any-log";
@@ -111,6 +112,62 @@ async fn grpcurl_with_a_certificate_and_a_token_and_no_secret_in_any_log() {
         assert!(ran.stderr.len() > 200, "nothing was logged: {}", ran.stderr);
     }
     drop(running.dir);
+}
+
+/// Two namespaces, each with its own worker and client; nobody names one.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_namespace_s_worker_does_its_own_work_and_nobody_needs_to_name_a_namespace() {
+    let running = Running::start().await;
+    let token = |text: &str| {
+        running.pki.write(text, text);
+        running.pki.text(text)
+    };
+    let [a, b] = TEAMS.map(|(text, _)| token(text));
+    running.pki.write("tasks.ndjson", "{\"key\": \"k1\"}\n{\"key\": \"k2\"}\n");
+    let manifest = running.pki.text("tasks.ndjson");
+    let submit = ["submit", "--manifest", &manifest, "--handler", "noop"];
+    let (url, ca) = (format!("https://{}", running.address), running.pki.text("ca.pem"));
+    let work = async |namespace: &str| {
+        let token = token(&of_team(Role::Worker, namespace));
+        let flags = ["--coordinator", &url, "--tls-ca", &ca, "--token-file", &token, "--id", "w"];
+        let mut worker = Session::start("tranche-worker", &flags);
+        worker.said("attached to ").await;
+        worker
+    };
+    let batch = |ran: Ran| serde_json::from_str::<Value>(&ran.exits(0).stdout).expect("a batch");
+    let _of_a = work(TEAMS[0].1).await;
+    let of_b = batch(running.tranche(&b, &submit).await)["name"].as_str().expect("a name").to_owned();
+    assert!(of_b.starts_with("namespaces/team-b/batches/"), "{of_b}");
+    let done = batch(running.tranche(&a, &[&submit[..], &["--wait"]].concat()).await);
+    assert_eq!(done["state"], "STATE_COMMITTED", "{done}");
+    let of_a = done["name"].as_str().expect("a name").to_owned();
+    // The only worker has worked, and not on this one.
+    let id = tranche_client::names::batch_id(&of_b);
+    let waits = batch(running.tranche(&b, &["get", id]).await);
+    assert_eq!((&waits["name"], &waits["state"]), (&json!(of_b), &json!("STATE_IMPORTING")), "{waits}");
+    assert_eq!(waits["counters"]["cutoff"], 0, "nothing of it was ever leased: {waits}");
+    running.tranche(&a, &["get", id]).await.exits(1).says(&["NOT_FOUND"]);
+    running.tranche(&a, &["get", &of_b]).await.exits(1).says(&["NOT_FOUND"]);
+    running.tranche(&a, &["--namespace", "team-b", "list"]).await.exits(1).says(&["NAMESPACE_DENIED"]);
+    for (token, own, other) in [(&a, &of_a, &of_b), (&b, &of_b, &of_a)] {
+        let listed = running.tranche(token, &["list"]).await.exits(0).stdout;
+        assert!(listed.contains(own) && !listed.contains(other), "{listed}");
+    }
+    let bearer = format!("authorization: Bearer {}", TEAMS[1].0);
+    let asked = ["-H", &bearer, "-d", &json!({"name": format!("namespaces/-/batches/{id}")}).to_string()]
+        .map(str::to_owned);
+    let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+    let got = running.grpcurl(&asked, &["tranche.v1.BatchService/GetBatch"]).await.exits(0).stdout;
+    assert!(got.contains(&of_b), "{got}");
+    let admin = token(&of_team(Role::Admin, TEAMS[1].1));
+    let seen = running.tranche(&admin, &["workers"]).await.exits(0).stdout;
+    assert!(!seen.contains("worker-of-team-a"), "{seen}");
+
+    let _of_b = work(TEAMS[1].1).await;
+    let watched = running.tranche(&b, &["watch", id]).await.exits(0).stdout;
+    assert!(watched.contains("STATE_COMMITTED") && watched.contains(&of_b), "{watched}");
+    let seen = running.tranche(&admin, &["workers"]).await.exits(0).stdout;
+    assert!(seen.contains("worker-of-team-b/w") && !seen.contains("worker-of-team-a"), "{seen}");
 }
 
 #[tokio::test]

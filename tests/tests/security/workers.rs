@@ -16,13 +16,13 @@ use tranche_tests::eventually;
 use tranche_tests::wait::PATIENCE;
 
 /// A worker's stream, by hand.
-struct Attached {
+pub(crate) struct Attached {
     frames: mpsc::Sender<v1::AttachRequest>,
-    answers: Streaming<v1::AttachResponse>,
+    pub(crate) answers: Streaming<v1::AttachResponse>,
 }
 
 impl Attached {
-    async fn new(world: &World, token: &str, held: Vec<v1::HeldLease>) -> Self {
+    pub(crate) async fn new(world: &World, token: &str, held: Vec<v1::HeldLease>) -> Self {
         let (frames, requests) = mpsc::channel(16);
         let hello = v1::Hello {
             worker: "w".into(),
@@ -41,12 +41,26 @@ impl Attached {
         attached
     }
 
-    async fn send(&self, frame: Frame) {
+    pub(crate) async fn send(&self, frame: Frame) {
         self.frames.send(v1::AttachRequest { frame: Some(frame) }).await.expect("open");
     }
 
+    /// Would take so many leases.
+    pub(crate) async fn takes(&self, leases: i32) {
+        self.send(Frame::Credit(v1::Credit { leases, bytes: 64 << 20 })).await;
+    }
+
+    /// The next lease that it is given: of which batch, and its token.
+    pub(crate) async fn granted(&mut self) -> (String, v1::Token) {
+        self.until(|answer| match answer {
+            Answer::Grant(grant) => grant.token.map(|token| (grant.batch, token)),
+            _ => None,
+        })
+        .await
+    }
+
     /// Reads, and stays alive, until it is told this.
-    async fn until<T>(&mut self, wanted: impl Fn(Answer) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, wanted: impl Fn(Answer) -> Option<T>) -> T {
         let read = async {
             loop {
                 let next =
@@ -65,7 +79,7 @@ impl Attached {
     }
 
     /// Reports the lease as staged, and returns what is said to that.
-    async fn report(&mut self, batch: &str, token: v1::Token) -> Outcome {
+    pub(crate) async fn report(&mut self, batch: &str, token: v1::Token) -> Outcome {
         let report = v1::Report {
             batch: batch.to_owned(),
             token: Some(token),
@@ -91,13 +105,8 @@ async fn another_identity_s_worker_of_the_same_id_can_do_nothing_to_a_lease() {
     let request = v1::CreateBatchRequest { batch: Some(batch_for("noop")), ..Default::default() };
     let batch = client.submit(request, tokio_stream::iter(tasks(1))).await.expect("submitted").name;
     let mut owner = Attached::new(&world, "worker-1", Vec::new()).await;
-    owner.send(Frame::Credit(v1::Credit { leases: 1, bytes: 64 << 20 })).await;
-    let token = owner
-        .until(|answer| match answer {
-            Answer::Grant(grant) => grant.token,
-            _ => None,
-        })
-        .await;
+    owner.takes(1).await;
+    let (_, token) = owner.granted().await;
     // It has the same id and the same life, and says that it holds the lease.
     let held = vec![v1::HeldLease { batch: batch.clone(), token: Some(token) }];
     let mut thief = Attached::new(&world, "worker-2", held).await;
@@ -105,7 +114,7 @@ async fn another_identity_s_worker_of_the_same_id_can_do_nothing_to_a_lease() {
     let (name, taken) = (batch.clone(), Some(token));
     thief.send(Frame::Release(v1::Release { batch: name, token: taken })).await;
     thief.send(Frame::PhaseAck(v1::PhaseAck { batch: batch.clone(), ..Default::default() })).await;
-    thief.send(Frame::Credit(v1::Credit { leases: 8, bytes: 64 << 20 })).await;
+    thief.takes(8).await;
     assert_eq!(thief.report(&batch, token).await, Outcome::Stale);
     let counters = client.get(&batch).await.expect("there").counters.unwrap_or_default();
     assert_eq!((counters.staged, counters.failed), (0, 0), "{counters:?}");

@@ -58,6 +58,11 @@ pub(crate) fn token_of(role: Role) -> String {
     format!("token-of-{}", role.name())
 }
 
+/// The token, and name, of an identity that holds this role in one namespace.
+pub(crate) fn of_team(role: Role, namespace: &str) -> String {
+    format!("{}-of-{namespace}", role.name())
+}
+
 /// The file of identities.
 pub(crate) fn identities() -> String {
     let mut text = String::new();
@@ -77,6 +82,12 @@ pub(crate) fn identities() -> String {
     }
     for name in ["worker-1", "worker-2"] {
         add(name, token(name), "*", "'worker'");
+    }
+    for (_, namespace) in TEAMS {
+        for role in [Role::Worker, Role::Admin] {
+            let name = of_team(role, namespace);
+            add(&name, token(&name), namespace, &format!("{:?}", role.name()));
+        }
     }
     add("coordinators", "certificate_san = 'dns:localhost'".into(), "*", "'replica'");
     add("importer", "certificate_san = 'spiffe://corp/ns/a/importer'".into(), "team-a", "'reader'");

@@ -122,7 +122,7 @@ fn request(request_id: &str) -> v1::CreateBatchRequest {
 }
 
 fn spec(one: &One) -> v1::Batch {
-    validate::create(request(""), &one.node.known_handlers()).expect("right").spec
+    validate::create(request(""), &one.node.known_handlers("default")).expect("right").spec
 }
 
 fn watch(name: &str) -> v1::WatchBatchRequest {

@@ -31,7 +31,7 @@ pub(crate) struct Create {
 pub(crate) fn create(request: v1::CreateBatchRequest, known: &[String]) -> Result<Create, Error> {
     let mut problems = Problems::default();
     let namespace = match namespace("parent", &request.parent) {
-        Ok(namespace) => namespace,
+        Ok(namespace) => namespace.unwrap_or_else(|| super::DEFAULT_NAMESPACE.to_owned()),
         Err(Error::Invalid(found)) => {
             problems.0.extend(found);
             String::new()

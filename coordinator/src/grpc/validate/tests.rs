@@ -263,8 +263,9 @@ fn names_are_checked() {
     }
     assert!(violation(batch_name("name", "")).starts_with("name: is required"));
 
-    assert_eq!(namespace("parent", "").expect("right"), "default");
-    assert_eq!(namespace("parent", "namespaces/a-1").expect("right"), "a-1");
+    assert_eq!(namespace("parent", "").expect("right"), None);
+    assert_eq!(namespace("parent", "namespaces/-").expect("right"), None);
+    assert_eq!(namespace("parent", "namespaces/a-1").expect("right").as_deref(), Some("a-1"));
     for bad in [
         "a",
         "namespaces/",

@@ -42,7 +42,7 @@ async fn one_frame_in_work_too_many_ends_the_stream() {
     let (out, mut answers) = mpsc::channel(2 * WORK_BOUND);
     let hello = checked(hello(), String::new()).expect("right");
     let id = node.shared().dispatch.attach(hello, v1::Welcome::default(), out).id;
-    let mut session = Attached::new(node.clone(), worker, id);
+    let mut session = Attached::new(node.clone(), worker, Scope::All, id);
     // Nothing of it is done before this test waits.
     for counter in 0..WORK_BOUND as u64 {
         session.frame(Some(report(counter))).expect("as many as may be");
@@ -80,7 +80,7 @@ async fn a_coordinator_that_stops_takes_no_worker() {
 async fn what_is_said_of_a_batch_comes_after_the_word_that_the_worker_is_there() {
     let dir = tempfile::tempdir().expect("a directory");
     let node = node(dir.path()).await;
-    let mut session = Attached::new(node.clone(), WorkerKey::new("w", "life-1"), SessionId(7));
+    let mut session = Attached::new(node.clone(), WorkerKey::new("w", "life-1"), Scope::All, SessionId(7));
     let (busy, free) = (BatchKey::new("default", "busy"), BatchKey::new("default", "free"));
     let told = CancellationToken::new();
     session.unannounced.insert(busy.clone(), told.clone());

@@ -4,6 +4,7 @@ use super::LONG;
 use crate::dispatch::{Hello, OUTBOUND_BOUND};
 use crate::driver::records::token_from;
 use crate::grpc::worker::Workers;
+use crate::identity::Scope;
 use crate::node::Node;
 use crate::store::keys::BatchKey;
 use std::collections::HashMap;
@@ -88,6 +89,7 @@ impl FakeWorker {
 
 fn hello(worker: WorkerKey) -> Hello {
     Hello {
+        scope: Scope::All,
         worker,
         handlers: vec!["noop".to_owned()],
         slots: 1,

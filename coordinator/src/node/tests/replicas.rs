@@ -2,6 +2,7 @@
 
 use super::fake::{FakeWorker, RawWorker, report};
 use super::*;
+use crate::identity::Scope;
 use crate::store::{Store, Txn, TxnOutcome};
 use tokio::time::Instant;
 use tranche_proto::stored::Stored;
@@ -81,7 +82,7 @@ async fn a_lease_outlives_its_owner_and_is_reported_to_the_next() {
     // Its lease is known by now, and no other is given for the same tasks.
     let others = at_b.until_answered().await;
     assert!(!others.iter().any(|frame| matches!(frame, Frame::Grant(_) | Frame::Revoke(_))), "{others:?}");
-    assert_eq!(b.node.leases(Some(&batch)).await.expect("listed").len(), 1);
+    assert_eq!(b.node.leases(&Scope::All, Some(&batch)).await.expect("listed").len(), 1);
     at_b.report(&grant).await;
     timeout(LONG, at_b.settled(&grant)).await.expect("the report counts");
     b.until(&batch, |view| view.state.staged == 3).await;

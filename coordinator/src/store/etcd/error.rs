@@ -18,6 +18,8 @@ pub(super) enum Failure {
     NoLease(String),
     /// The space that etcd may take is used up.
     Full(String),
+    /// etcd doesn't take who we say that we are: nothing was done. It may once the files change, or etcd.
+    Denied(String),
     /// It can't ever work.
     Refused(String),
     /// Stored bytes are not ours.
@@ -33,9 +35,10 @@ impl Failure {
     /// For a call that changes nothing.
     pub(super) fn of_read(self) -> StoreError {
         match self {
-            Self::NotSent(message) | Self::Lost(message) | Self::Compacted(message) => {
-                StoreError::Unavailable(message)
-            }
+            Self::NotSent(message)
+            | Self::Lost(message)
+            | Self::Compacted(message)
+            | Self::Denied(message) => StoreError::Unavailable(message),
             Self::Full(message) => StoreError::Full(message),
             Self::NoLease(message) | Self::Refused(message) => StoreError::Rejected(message),
             Self::Corrupt { key, message } => StoreError::Corrupt { key, message },
@@ -75,6 +78,9 @@ impl From<Error> for Failure {
     }
 }
 
+/// What etcd says, as INVALID_ARGUMENT, of credentials that it doesn't take.
+const DENIED: [&str; 3] = ["authentication failed", "user name is empty", "revision of auth store is old"];
+
 /// Only what is certain is taken for not sent or refused: the rest may have been carried out. (etcd
 /// says UNAVAILABLE also for 'request timed out' and 'leader changed', after which a transaction may
 /// still be applied; the client says CANCELLED for its own time limit.)
@@ -89,6 +95,11 @@ fn of_status(status: &tonic::Status) -> Failure {
         Code::ResourceExhausted if status.message().contains("space exceeded") => Failure::Full(message),
         Code::OutOfRange if status.message().contains("compacted") => Failure::Compacted(message),
         Code::NotFound if status.message().contains("lease not found") => Failure::NoLease(message),
+        // A password or a token that is another by now; a token from before a change of users.
+        Code::Unauthenticated => Failure::Denied(message),
+        Code::InvalidArgument if DENIED.iter().any(|text| status.message().contains(text)) => {
+            Failure::Denied(message)
+        }
         Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
@@ -96,8 +107,7 @@ fn of_status(status: &tonic::Status) -> Failure {
         | Code::ResourceExhausted
         | Code::FailedPrecondition
         | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::Unauthenticated => Failure::Refused(message),
+        | Code::Unimplemented => Failure::Refused(message),
         Code::Ok
         | Code::Cancelled
         | Code::Unknown
@@ -146,6 +156,12 @@ mod tests {
             (Code::PermissionDenied, "etcdserver: permission denied"),
         ] {
             assert!(matches!(meaning(code, message), StoreError::Rejected(_)), "{code} {message}");
+        }
+        for (code, message) in [
+            (Code::Unauthenticated, "etcdserver: invalid auth token"),
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+        ] {
+            assert!(matches!(meaning(code, message), StoreError::Unavailable(_)), "{code} {message}");
         }
         let full = meaning(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
         assert!(matches!(full, StoreError::Full(_)));

@@ -2,7 +2,8 @@
 //!
 //! The client crate is thin: it doesn't make a broken watch anew, doesn't look at later keep-alive
 //! answers and has no time limits of its own. All of that is done here, in [`watch`] and [`session`];
-//! what an error means for the caller is in [`error`].
+//! what an error means for the caller is in [`error`]. Who we are is read again from files in
+//! [`clients`].
 //!
 //! ```text
 //! get, range, txn ──► one call with a time limit ──► answer, or what an error means
@@ -10,6 +11,7 @@
 //! session ──► task: keep-alives, each answer checked ──► `lost`, before the lease can end
 //! ```
 
+mod clients;
 mod dial;
 mod error;
 mod session;
@@ -22,20 +24,22 @@ use super::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use clients::{Clients, Connector};
 pub use dial::Dial;
 use error::Failure;
 use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity, KeyValue, KvClient,
-    LeaseClient, PutOptions, SortOrder, SortTarget, TlsOptions, TxnOp, WatchClient,
+    CompareOp, GetOptions, GetResponse, KeyValue, KvClient, PutOptions, SortOrder, SortTarget, TxnOp,
 };
 use session::{Keeper, Sessions};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+use tranche_tls::Reloading;
 use watch::Follower;
 
 /// HTTP/2 pings to notice a dead server: without them a stopped etcd is never noticed. etcd answers a
@@ -63,40 +67,19 @@ pub struct EtcdConfig {
     pub call_timeout: Duration,
     /// The time limit of making a connection, default 2 s.
     pub connect_timeout: Duration,
-    /// Who we are, if etcd has authentication enabled. Default: nobody.
-    pub user: Option<EtcdUser>,
-    /// TLS for members at `https://`. Default: none.
-    pub tls: Option<EtcdTls>,
+    /// Who we are, and whom we trust. Default: nobody, and clear text.
+    pub files: EtcdFiles,
 }
 
-/// TLS towards etcd, in PEM.
-#[derive(Clone)]
-pub struct EtcdTls {
-    /// Certificate authorities of its members.
-    pub ca: Vec<u8>,
-    /// Our certificate and its private key; never printed.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-impl fmt::Debug for EtcdTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdTls").finish_non_exhaustive()
-    }
-}
-
-/// A user of etcd.
-#[derive(Clone)]
-pub struct EtcdUser {
-    /// The name.
-    pub name: String,
-    /// The password; never printed.
-    pub password: String,
-}
-
-impl fmt::Debug for EtcdUser {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdUser").field("name", &self.name).finish_non_exhaustive()
-    }
+/// Who we are to etcd, and whom we trust: in files, which are read again when they change.
+#[derive(Clone, Debug, Default)]
+pub struct EtcdFiles {
+    /// Certificate authorities of its members (PEM), for members at `https://`.
+    pub ca: Option<PathBuf>,
+    /// Our certificate, and its private key (PEM).
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// A user's name, and the file of the password.
+    pub user: Option<(String, PathBuf)>,
 }
 
 impl EtcdConfig {
@@ -107,17 +90,14 @@ impl EtcdConfig {
             prefix: "/tranche/v1/".into(),
             call_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
-            user: None,
-            tls: None,
+            files: EtcdFiles::default(),
         }
     }
 }
 
 /// A store in etcd. Dropping it ends its watches, and its sessions are kept alive no more.
 pub struct Etcd {
-    kv: KvClient,
-    lease: LeaseClient,
-    watch: WatchClient,
+    clients: Clients,
     prefix: String,
     call_timeout: Duration,
     sessions: Sessions,
@@ -154,43 +134,32 @@ impl Etcd {
         if config.prefix.is_empty() {
             return Err(StoreError::Rejected("the prefix of the keys in etcd is empty".into()));
         }
-        let mut options = ConnectOptions::new()
-            .with_keep_alive(PING_EVERY, PING_TIMEOUT)
-            .with_keep_alive_while_idle(true)
-            .with_connect_timeout(config.connect_timeout)
-            // A member that is cut off from the others ends its streams and refuses calls, instead of
-            // letting us wait.
-            .with_require_leader(true);
-        if let Some(user) = &config.user {
-            options = options.with_user(&user.name, &user.password).with_auto_token_refresh(true);
-        }
-        if let Some(EtcdTls { ca, identity }) = &config.tls {
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
-            if let Some((certificate, key)) = identity {
-                tls = tls.identity(Identity::from_pem(certificate, key));
-            }
-            options = options.with_tls(tls);
-        }
-        let (members, options) = (&config.endpoints, Some(options));
-        let client = match dial {
-            None => limited(config.call_timeout, Client::connect(members, options)).await,
-            Some(dial) => {
-                let connecting = Client::connect_with_balanced_channel(members, options, dial);
-                limited(config.call_timeout, connecting).await
-            }
-        };
-        let client = client.map_err(Failure::of_read)?;
+        let (prefix, call_timeout) = (config.prefix.clone(), config.call_timeout);
+        let files = config.files.start().map_err(|error| StoreError::Rejected(error.to_string()))?;
+        let connector = Connector { config, dial };
+        let mut changes = files.as_ref().map(Reloading::watch);
+        let secrets = changes.as_mut().map(|newest| newest.borrow_and_update().clone()).unwrap_or_default();
+        let first = connector.connect(&secrets).await.map_err(|failure| match failure {
+            // Whoever starts it finds out at once.
+            Failure::Denied(message) => StoreError::Rejected(message),
+            failure => failure.of_read(),
+        })?;
+        let (newest, clients) = Clients::new(first);
         let store = Self {
-            kv: client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES),
-            lease: client.lease_client(),
-            watch: client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES),
-            prefix: config.prefix,
-            call_timeout: config.call_timeout,
+            clients,
+            prefix,
+            call_timeout,
             sessions: Sessions::default(),
             transactions: AtomicU64::new(0),
             tasks: Mutex::new(JoinSet::new()),
         };
-        store.get("").await?;
+        if let Some(changes) = changes {
+            store.spawn(async move {
+                // They are looked at for as long as it is held.
+                let _files = files;
+                connector.renew(changes, newest).await;
+            });
+        }
         Ok(Arc::new(store))
     }
 
@@ -199,7 +168,7 @@ impl Etcd {
     }
 
     async fn read(&self, key: Vec<u8>, options: Option<GetOptions>) -> Result<GetResponse, Failure> {
-        read(&self.kv, self.call_timeout, key, options).await
+        read(&self.clients.kv(), self.call_timeout, key, options).await
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -371,7 +340,7 @@ impl Store for Etcd {
             })
             .collect();
         let request = etcd_client::Txn::new().when(compares).and_then(ops);
-        let mut kv = self.kv.clone();
+        let mut kv = self.clients.kv();
         let answer = limited(self.call_timeout, kv.txn(request)).await.map_err(|failure| {
             if matches!(failure, Failure::NoLease(_)) {
                 // Known here before the next keep-alive finds out.
@@ -393,28 +362,22 @@ impl Store for Etcd {
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
         let (to, watch) = mpsc::channel(WATCH_BOUND);
-        let follower = Follower::new(
-            self.watch.clone(),
-            self.kv.clone(),
-            self.call_timeout,
-            self.prefix.clone(),
-            self.key(prefix),
-            to,
-        );
+        let follower =
+            Follower::new(self.clients.clone(), self.call_timeout, self.prefix.clone(), self.key(prefix), to);
         self.spawn(follower.run(after));
         Ok(watch)
     }
 
     async fn session(&self, ttl: Duration) -> Result<Session, StoreError> {
         let sent = Instant::now();
-        let mut lease = self.lease.clone();
+        let mut lease = self.clients.lease();
         let seconds = ttl.as_secs_f64().ceil().max(1.0) as i64;
         // A lease whose answer was lost holds no keys, and runs out: nothing that matters was changed.
         let grant = limited(self.call_timeout, lease.grant(seconds, None)).await.map_err(Failure::of_read)?;
         // etcd may give more than was asked, never less.
         let granted = Duration::from_secs(grant.ttl().unsigned_abs());
         let (keeper, session) =
-            Keeper::new(lease, SessionId(grant.id()), granted, sent, self.sessions.clone());
+            Keeper::new(self.clients.clone(), SessionId(grant.id()), granted, sent, self.sessions.clone());
         self.spawn(keeper.run(sent));
         Ok(session)
     }
@@ -422,7 +385,7 @@ impl Store for Etcd {
     async fn close_session(&self, id: SessionId) -> Result<(), StoreError> {
         // Whoever acts on it stops before the keys go.
         self.sessions.close(id);
-        let mut lease = self.lease.clone();
+        let mut lease = self.clients.lease();
         match limited(self.call_timeout, lease.revoke(id.0)).await {
             Ok(_) | Err(Failure::NoLease(_)) => Ok(()),
             Err(failure) => Err(failure.of_change()),

@@ -1,8 +1,9 @@
 //! Sessions: a lease of etcd each, kept alive by a task that looks at every answer.
 
+use super::clients::Clients;
 use super::error::Failure;
 use crate::store::{Session, SessionId};
-use etcd_client::{LeaseClient, LeaseKeepAliveStream, LeaseKeeper};
+use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -64,7 +65,7 @@ fn usable(sent: Instant, ttl: Duration) -> Instant {
 
 /// Keeps one lease alive. When it goes, for whatever reason, the session is lost.
 pub(super) struct Keeper {
-    client: LeaseClient,
+    clients: Clients,
     id: SessionId,
     ttl: Duration,
     lost: watch::Sender<bool>,
@@ -75,7 +76,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(
-        client: LeaseClient,
+        clients: Clients,
         id: SessionId,
         ttl: Duration,
         sent: Instant,
@@ -85,7 +86,7 @@ impl Keeper {
         let closed = CancellationToken::new();
         let until = usable(sent, ttl);
         sessions.lock().insert(id, Open { lost: sender.clone(), until, closed: closed.clone() });
-        (Self { client, id, ttl, lost: sender, closed, sessions, stream: None }, Session { id, lost })
+        (Self { clients, id, ttl, lost: sender, closed, sessions, stream: None }, Session { id, lost })
     }
 
     /// Runs until the session is closed, lost, or nobody holds it any more; then its lease runs out,
@@ -137,7 +138,7 @@ impl Keeper {
     async fn beat(&mut self) -> Result<Duration, Failure> {
         let Some((keeper, answers)) = &mut self.stream else {
             // Making the stream sends the first one, and sees to its answer.
-            self.stream = Some(self.client.keep_alive(self.id.0).await?);
+            self.stream = Some(self.clients.lease().keep_alive(self.id.0).await?);
             return Ok(self.ttl);
         };
         keeper.keep_alive().await?;

@@ -1,11 +1,12 @@
 //! A watch that outlives its streams.
 
+use super::clients::Clients;
 use super::error::Failure;
 use super::{entry, limited, plain_key, read, revision};
 use crate::store::check::prefix_range;
 use crate::store::{Revision, WatchEvent};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use etcd_client::{EventType, GetOptions, KvClient, WatchClient, WatchOptions, WatchResponse};
+use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -33,8 +34,7 @@ enum End {
 /// gets an answer, nor a keep-alive. Events that find the channel full are dropped, and the reader is
 /// told so as soon as there is room.
 pub(super) struct Follower {
-    client: WatchClient,
-    kv: KvClient,
+    clients: Clients,
     call_timeout: Duration,
     /// The store's prefix, which is taken off the keys.
     prefix: String,
@@ -48,8 +48,7 @@ pub(super) struct Follower {
 impl Follower {
     /// `watched` is the prefix of the keys to watch, with the store's prefix in front.
     pub(super) fn new(
-        client: WatchClient,
-        kv: KvClient,
+        clients: Clients,
         call_timeout: Duration,
         prefix: String,
         watched: Vec<u8>,
@@ -57,7 +56,7 @@ impl Follower {
     ) -> Self {
         let (start, end) = prefix_range(&watched);
         let end = end.unwrap_or_else(|| vec![0]);
-        Self { client, kv, call_timeout, prefix, start, end, to, behind: false }
+        Self { clients, call_timeout, prefix, start, end, to, behind: false }
     }
 
     /// Runs until nobody reads the watch.
@@ -100,7 +99,8 @@ impl Follower {
             .with_start_revision(after.cast_signed() + 1)
             // Moves on a watch that sees no events, so that compaction doesn't overtake it.
             .with_progress_notify();
-        let made = limited(self.call_timeout, self.client.watch(self.start.clone(), Some(options))).await;
+        let mut client = self.clients.watch();
+        let made = limited(self.call_timeout, client.watch(self.start.clone(), Some(options))).await;
         // The requests' half is held too: dropping it ends the stream.
         let mut stream = match made {
             Ok(stream) => stream,
@@ -166,7 +166,7 @@ impl Follower {
     /// Goes on from now; the reader is told. What it lists after it was told is newer.
     async fn skip(&mut self, after: &mut Revision) -> End {
         let now = GetOptions::new().with_count_only();
-        match read(&self.kv, self.call_timeout, self.start.clone(), Some(now)).await {
+        match read(&self.clients.kv(), self.call_timeout, self.start.clone(), Some(now)).await {
             Ok(answer) => {
                 *after = revision(answer.header()).max(*after);
                 self.behind = true;
