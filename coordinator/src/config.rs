@@ -11,6 +11,7 @@ mod sources;
 pub use security::{OpenService, Security};
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
+use crate::grpc::rate::Rate;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,11 @@ pub struct Config {
     /// Calls that are worked on at once; one more is refused (`OVERLOADED`). 1 to 1,000,000, default 1,024:
     /// each holds at most one message.
     pub max_concurrent_requests: usize,
+    /// Calls a second that one identity may make, or one address where nobody is asked who they are; more are told
+    /// when to come again. 0 to 1,000,000, default 2,000, some tens of times what a busy client makes. 0: any number.
+    pub max_calls_per_second: usize,
+    /// How many of them at once, after a pause. 1 to 1,000,000. Default: those of two seconds.
+    pub max_call_burst: Option<usize>,
     /// WatchBatch streams at once; one more is refused. 1 to 100,000, default 1,024.
     pub max_watchers: usize,
     /// AppendTasks streams at once; one more is refused. 1 to 10,000, default 256.
@@ -162,6 +168,8 @@ impl Default for Config {
             handlers: vec!["object".to_owned(), "noop".to_owned()],
             request_timeout: Duration::from_secs(30),
             max_concurrent_requests: 1024,
+            max_calls_per_second: 2000,
+            max_call_burst: None,
             max_watchers: 1024,
             max_append_streams: 256,
             max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
@@ -230,6 +238,13 @@ impl Config {
                 self.lease_ttl
             )
         })
+    }
+
+    /// How many calls one caller may make; `None`: any number.
+    pub fn rate(&self) -> Option<Rate> {
+        let per_second = self.max_calls_per_second;
+        let burst = self.max_call_burst.unwrap_or(2 * per_second);
+        (per_second > 0).then_some(Rate { per_second, burst })
     }
 
     /// How often workers that hold leases send heartbeats.

@@ -153,9 +153,12 @@ class Processes(Case):
             "late_sweep_after": "1h",
             "handlers": ["object", "noop"],
             "max_concurrent_requests": 1000000,
+            "max_calls_per_second": 1000000,
+            "max_call_burst": 1000000,
             "max_watchers": 100000,
             "max_append_streams": 10000,
             "max_append_inflight_bytes": 1073741824,
+            "open_services": [],
             "log": "info,tranche_coordinator=debug",
             "log_format": "json",
         }

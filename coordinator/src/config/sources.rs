@@ -95,6 +95,16 @@ pub const FIELDS: &[Field] = &[
     field("handlers", "NAMES", "Handlers known before a worker announced them [default: object,noop]"),
     field("request_timeout", "TIME", "How long a unary call may take, 100ms to 10m [default: 30s]"),
     field("max_concurrent_requests", "N", "Calls at once; more are refused, 1 to 1000000 [default: 1024]"),
+    field(
+        "max_calls_per_second",
+        "N",
+        "Calls a second of one identity or address, 0 (any number) to 1000000 [default: 2000]",
+    ),
+    field(
+        "max_call_burst",
+        "N",
+        "How many of them at once, 1 to 1000000 [default: twice --max-calls-per-second]",
+    ),
     field("max_watchers", "N", "WatchBatch streams at once; more are refused, 1 to 100000 [default: 1024]"),
     field(
         "max_append_streams",
@@ -240,6 +250,8 @@ impl Reader {
         });
         self.set(&mut config.request_timeout, "request_timeout", time);
         self.set(&mut config.max_concurrent_requests, "max_concurrent_requests", number);
+        self.set(&mut config.max_calls_per_second, "max_calls_per_second", number);
+        self.set(&mut config.max_call_burst, "max_call_burst", |text| number(text).map(Some));
         self.set(&mut config.max_watchers, "max_watchers", number);
         self.set(&mut config.max_append_streams, "max_append_streams", number);
         self.set(&mut config.max_append_inflight_bytes, "max_append_inflight_bytes", size);

@@ -3,6 +3,7 @@
 //! Every status carries a `google.rpc.ErrorInfo` of the domain `tranche`, whose reason programs can match;
 //! wrong fields are a `google.rpc.BadRequest`; what may work later carries a `google.rpc.RetryInfo`.
 
+use super::rate::Rate;
 use crate::error::Error;
 use crate::identity::{Identity, rights};
 use crate::store::StoreError;
@@ -21,7 +22,7 @@ const RETRY_SOON: Duration = Duration::from_millis(200);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
 /// Every reason that a client may be told.
-pub(crate) const REASONS: [&str; 20] = [
+pub(crate) const REASONS: [&str; 21] = [
     "INVALID_ARGUMENT",
     "BATCH_NOT_FOUND",
     "ALREADY_DECIDED",
@@ -40,6 +41,7 @@ pub(crate) const REASONS: [&str; 20] = [
     "DAMAGED",
     "OBJECTS_UNAVAILABLE",
     "OVERLOADED",
+    "RATE_LIMITED",
     "REQUEST_TIMEOUT",
     // Of an error that has no reason of ours.
     "OTHER",
@@ -170,6 +172,22 @@ pub(crate) fn overloaded(what: &str, limit: usize) -> Status {
     let metadata = [("limit", limit.to_string())];
     let row = row(Code::ResourceExhausted, "OVERLOADED", metadata).again(RETRY_LATER);
     build(row, Vec::new(), format!("too many {what} at once, the limit is {limit}"))
+}
+
+/// Somebody makes too many calls.
+pub(crate) fn rate_limited(caller: &str, rate: Rate, wait: Duration) -> Status {
+    let metadata = [
+        ("caller", caller.to_owned()),
+        ("limit", rate.per_second.to_string()),
+        ("burst", rate.burst.to_string()),
+    ];
+    let row = row(Code::ResourceExhausted, "RATE_LIMITED", metadata).again(wait);
+    let message = format!(
+        "too many calls by {caller}: {} a second are let in, and {} at once; try again in {wait:?}, make fewer, or have \
+         max_calls_per_second raised",
+        rate.per_second, rate.burst
+    );
+    build(row, Vec::new(), message)
 }
 
 /// A unary call took too long.
