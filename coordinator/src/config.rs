@@ -12,6 +12,7 @@ pub use security::{OpenService, Security};
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
 use crate::grpc::rate::Rate;
+use crate::node::Share;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,16 @@ pub struct Config {
     pub max_watchers: usize,
     /// AppendTasks streams at once; one more is refused. 1 to 10,000, default 256.
     pub max_append_streams: usize,
+    /// Those of one namespace; one more is refused. 1 to 100,000. Default: with `identities` half of `max_watchers`, so
+    /// that one namespace leaves some to the others, and else all.
+    pub max_watchers_per_namespace: Option<usize>,
+    /// The same of `max_append_streams`. 1 to 10,000.
+    pub max_append_streams_per_namespace: Option<usize>,
+    /// Streams of workers at once; one more is refused. 1 to 100,000, default 4,096.
+    pub max_workers: usize,
+    /// Those of one identity; one more is refused. 1 to 100,000. Default: with `identities` half of `max_workers`, and
+    /// else all.
+    pub max_workers_per_identity: Option<usize>,
     /// Bytes of tasks, of all append streams together, that are not durable yet; more wait. 4 MiB (one
     /// message) to 1 GiB, default 32 MiB.
     pub max_append_inflight_bytes: usize,
@@ -172,6 +183,10 @@ impl Default for Config {
             max_call_burst: None,
             max_watchers: 1024,
             max_append_streams: 256,
+            max_watchers_per_namespace: None,
+            max_append_streams_per_namespace: None,
+            max_workers: 4096,
+            max_workers_per_identity: None,
             max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
             shutdown_grace: Duration::from_secs(10),
             retry_pause: Duration::from_secs(1),
@@ -245,6 +260,30 @@ impl Config {
         let per_second = self.max_calls_per_second;
         let burst = self.max_call_burst.unwrap_or(2 * per_second);
         (per_second > 0).then_some(Rate { per_second, burst })
+    }
+
+    /// How many WatchBatch streams a namespace may have.
+    pub fn watchers_share(&self) -> Share {
+        let most = self.share(self.max_watchers_per_namespace, self.max_watchers);
+        Share { most, setting: "max_watchers_per_namespace" }
+    }
+
+    /// How many AppendTasks streams a namespace may have.
+    pub fn appenders_share(&self) -> Share {
+        let most = self.share(self.max_append_streams_per_namespace, self.max_append_streams);
+        Share { most, setting: "max_append_streams_per_namespace" }
+    }
+
+    /// How many streams of workers an identity may have.
+    pub fn workers_share(&self) -> Share {
+        let most = self.share(self.max_workers_per_identity, self.max_workers);
+        Share { most, setting: "max_workers_per_identity" }
+    }
+
+    fn share(&self, given: Option<usize>, all: usize) -> usize {
+        // Without identities there is nobody to be fair to.
+        let default = if self.security.identities.is_some() { all.div_ceil(2) } else { all };
+        given.unwrap_or(default)
     }
 
     /// How often workers that hold leases send heartbeats.

@@ -37,6 +37,16 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     }
     number(&mut found, "max_watchers", config.max_watchers, 1..=100_000);
     number(&mut found, "max_append_streams", config.max_append_streams, 1..=10_000);
+    number(&mut found, "max_workers", config.max_workers, 1..=100_000);
+    for (field, value, most) in [
+        ("max_watchers_per_namespace", config.max_watchers_per_namespace, 100_000),
+        ("max_append_streams_per_namespace", config.max_append_streams_per_namespace, 10_000),
+        ("max_workers_per_identity", config.max_workers_per_identity, 100_000),
+    ] {
+        if let Some(value) = value {
+            number(&mut found, field, value, 1..=most);
+        }
+    }
     number(
         &mut found,
         "max_append_inflight_bytes",

@@ -112,6 +112,22 @@ pub const FIELDS: &[Field] = &[
         "AppendTasks streams at once; more are refused, 1 to 10000 [default: 256]",
     ),
     field(
+        "max_watchers_per_namespace",
+        "N",
+        "Those of one namespace, 1 to 100000 [default: half of them with --identities, else all]",
+    ),
+    field(
+        "max_append_streams_per_namespace",
+        "N",
+        "Those of one namespace, 1 to 10000 [default: half of them with --identities, else all]",
+    ),
+    field("max_workers", "N", "Streams of workers at once; more are refused, 1 to 100000 [default: 4096]"),
+    field(
+        "max_workers_per_identity",
+        "N",
+        "Those of one identity, 1 to 100000 [default: half of them with --identities, else all]",
+    ),
+    field(
         "max_append_inflight_bytes",
         "SIZE",
         "Tasks not durable yet, in bytes, 4MiB to 1GiB [default: 32MiB]",
@@ -254,6 +270,14 @@ impl Reader {
         self.set(&mut config.max_call_burst, "max_call_burst", |text| number(text).map(Some));
         self.set(&mut config.max_watchers, "max_watchers", number);
         self.set(&mut config.max_append_streams, "max_append_streams", number);
+        for (name, slot) in [
+            ("max_watchers_per_namespace", &mut config.max_watchers_per_namespace),
+            ("max_append_streams_per_namespace", &mut config.max_append_streams_per_namespace),
+            ("max_workers_per_identity", &mut config.max_workers_per_identity),
+        ] {
+            self.set(slot, name, |text| number(text).map(Some));
+        }
+        self.set(&mut config.max_workers, "max_workers", number);
         self.set(&mut config.max_append_inflight_bytes, "max_append_inflight_bytes", size);
         self.set(&mut config.shutdown_grace, "shutdown_grace", time);
         self.set(&mut config.retry_pause, "retry_pause", time);

@@ -94,6 +94,10 @@ fn every_field_can_be_given_in_every_way() {
         ("max_call_burst", "5"),
         ("max_watchers", "14"),
         ("max_append_streams", "15"),
+        ("max_watchers_per_namespace", "6"),
+        ("max_append_streams_per_namespace", "7"),
+        ("max_workers", "8"),
+        ("max_workers_per_identity", "9"),
         ("max_append_inflight_bytes", "16MiB"),
         ("shutdown_grace", "17s"),
         ("retry_pause", "18s"),
@@ -140,6 +144,10 @@ fn every_field_can_be_given_in_every_way() {
         max_call_burst: Some(5),
         max_watchers: 14,
         max_append_streams: 15,
+        max_watchers_per_namespace: Some(6),
+        max_append_streams_per_namespace: Some(7),
+        max_workers: 8,
+        max_workers_per_identity: Some(9),
         max_append_inflight_bytes: 16 << 20,
         shutdown_grace: Duration::from_secs(17),
         retry_pause: Duration::from_secs(18),
@@ -236,6 +244,10 @@ fn bounds_hold_at_n_and_refuse_n_plus_one() {
         ("max_call_burst", ["1", "1000000"], ["0", "1000001"]),
         ("max_watchers", ["1", "100000"], ["0", "100001"]),
         ("max_append_streams", ["1", "10000"], ["0", "10001"]),
+        ("max_watchers_per_namespace", ["1", "100000"], ["0", "100001"]),
+        ("max_append_streams_per_namespace", ["1", "10000"], ["0", "10001"]),
+        ("max_workers", ["1", "100000"], ["0", "100001"]),
+        ("max_workers_per_identity", ["1", "100000"], ["0", "100001"]),
         ("max_append_inflight_bytes", ["4MiB", "1GiB"], ["4194303", "1073741825"]),
     ] {
         for value in good {
@@ -254,6 +266,17 @@ fn bounds_hold_at_n_and_refuse_n_plus_one() {
         assert!(problem(load(None, &[], &[("handlers", handlers)])).starts_with("handlers"));
     }
     load(None, &[], &[("handlers", &"x".repeat(63))]).expect("63 characters");
+}
+
+#[test]
+fn a_share_leaves_some_to_others_where_there_are_others() {
+    let all = Config { max_watchers: 7, max_workers: 9, ..Config::default() };
+    assert_eq!((all.watchers_share().most, all.workers_share().most), (7, 9));
+    let security = Security { identities: Some("/i".into()), ..Security::default() };
+    let shared = Config { security, ..all };
+    assert_eq!((shared.watchers_share().most, shared.appenders_share().most), (4, 128));
+    let given = Config { max_watchers_per_namespace: Some(7), max_workers_per_identity: Some(1), ..shared };
+    assert_eq!((given.watchers_share().most, given.workers_share().most), (7, 1));
 }
 
 #[test]

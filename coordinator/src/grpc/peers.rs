@@ -7,7 +7,7 @@ use super::layers::REQUEST_ID;
 use super::{status, validate};
 use crate::error::Error;
 use crate::identity::{Identity, Scope};
-use crate::node::{Member, Node, Place};
+use crate::node::{Member, Node, Open, Place};
 use crate::peers::{Carries, Peer, Peers};
 use crate::store::StoreError;
 use crate::store::keys::BatchKey;
@@ -78,8 +78,8 @@ impl Caller {
     /// The namespace that a request's `parent` means: without one the caller's own.
     pub(crate) fn namespace(&self, field: &str, parent: &str) -> Result<String, Status> {
         let Some(identity) = &self.identity else { return Ok(validate::namespace(field, parent)?) };
-        if let (Scope::Namespace(own), "") = (&identity.scope, parent) {
-            return Ok(own.clone());
+        if let (Some(own), "") = (self.home(), parent) {
+            return Ok(own.to_owned());
         }
         let namespace = validate::namespace(field, parent)?;
         if identity.sees(&namespace) {
@@ -87,6 +87,19 @@ impl Caller {
         } else {
             Err(status::namespace_denied(&namespace, identity))
         }
+    }
+
+    /// The one namespace that the caller sees, if there is one.
+    pub(crate) fn home(&self) -> Option<&str> {
+        match &self.identity.as_ref()?.scope {
+            Scope::Namespace(own) => Some(own),
+            Scope::All => None,
+        }
+    }
+
+    /// Takes an open stream out of a namespace's share. One that was passed on is counted where its client is.
+    pub(crate) fn takes(&self, stream: &Open, namespace: &str) -> Result<(), Error> {
+        if self.forwarded { Ok(()) } else { stream.belongs(format!("namespaces/{namespace}")) }
     }
 
     /// The same as a resource name; `None`: callers aren't asked who they are, and it is checked with the rest.

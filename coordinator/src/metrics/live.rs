@@ -180,9 +180,9 @@ fn workers(figures: &Figures) -> Vec<Reading> {
 
 fn whole(shared: &Shared, disks: &[Disk], shutdown: &CancellationToken) -> Vec<Reading> {
     let gauge = |name, help, value: f64| Reading::gauge(name, help, None).is(value);
-    let used = |limit: usize, free: usize| limit.saturating_sub(free) as f64;
     let config = &shared.config;
-    let inflight = used(config.max_append_inflight_bytes, shared.append_bytes.available_permits());
+    let free = shared.append_bytes.available_permits();
+    let inflight = config.max_append_inflight_bytes.saturating_sub(free) as f64;
     let mut all = vec![
         gauge(
             "coordinator_ready",
@@ -195,22 +195,16 @@ fn whole(shared: &Shared, disks: &[Disk], shutdown: &CancellationToken) -> Vec<R
             "Coordinators that are registered in the store, as seen from here",
             shared.members.list().borrow().len() as f64,
         ),
-        gauge(
-            "watchers",
-            "WatchBatch streams open here",
-            used(config.max_watchers, shared.watchers.available_permits()),
-        ),
+        gauge("watchers", "WatchBatch streams open here", shared.watchers.count() as f64),
         gauge("watchers_limit", "The most WatchBatch streams at once", config.max_watchers as f64),
-        gauge(
-            "append_streams",
-            "AppendTasks streams open here",
-            used(config.max_append_streams, shared.appenders.available_permits()),
-        ),
+        gauge("append_streams", "AppendTasks streams open here", shared.appenders.count() as f64),
         gauge(
             "append_streams_limit",
             "The most AppendTasks streams at once",
             config.max_append_streams as f64,
         ),
+        gauge("worker_streams", "Streams of workers open here", shared.workers.count() as f64),
+        gauge("worker_streams_limit", "The most streams of workers at once", config.max_workers as f64),
         Reading::gauge("append_inflight", "Bytes of tasks not durable yet", Some(Unit::Bytes)).is(inflight),
     ];
     let bytes = |name, help| Reading::gauge(name, help, Some(Unit::Bytes));

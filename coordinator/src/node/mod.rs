@@ -11,6 +11,7 @@ mod list;
 mod members;
 mod ownership;
 mod shared;
+mod streams;
 mod term;
 mod view;
 
@@ -19,6 +20,7 @@ pub use host::Host;
 pub use list::ListFilter;
 pub use members::Member;
 pub use shared::Shared;
+pub use streams::{Open, Share, Streams};
 pub use term::Term;
 pub use view::{Live, View, timestamp};
 
