@@ -12,7 +12,7 @@ pub use security::{OpenService, Security};
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
 use crate::grpc::rate::Rate;
-use crate::node::Share;
+use crate::node::{MAX_SLOTS, Share};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,12 @@ pub struct Config {
     /// Those of one identity; one more is refused. 1 to 100,000. Default: with `identities` half of `max_workers`, and
     /// else all.
     pub max_workers_per_identity: Option<usize>,
+    /// Batches of a namespace that haven't ended and been swept, at all coordinators together; one more is refused. 0 to
+    /// 100,000, default 10,000. 0: any number.
+    pub max_batches_per_namespace: usize,
+    /// Bytes of tasks in those, encoded as they were appended; more are refused. With several coordinators about: see
+    /// `docs/security.md`. Default: 0, any number, since how much there may be is the volume's to say.
+    pub max_bytes_per_namespace: usize,
     /// Bytes of tasks, of all append streams together, that are not durable yet; more wait. 4 MiB (one
     /// message) to 1 GiB, default 32 MiB.
     pub max_append_inflight_bytes: usize,
@@ -187,6 +193,8 @@ impl Default for Config {
             max_append_streams_per_namespace: None,
             max_workers: 4096,
             max_workers_per_identity: None,
+            max_batches_per_namespace: 10_000,
+            max_bytes_per_namespace: 0,
             max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
             shutdown_grace: Duration::from_secs(10),
             retry_pause: Duration::from_secs(1),
@@ -260,6 +268,19 @@ impl Config {
         let per_second = self.max_calls_per_second;
         let burst = self.max_call_burst.unwrap_or(2 * per_second);
         (per_second > 0).then_some(Rate { per_second, burst })
+    }
+
+    /// How many slots a namespace has for its batches; 0: they hold none.
+    pub fn slots(&self) -> u32 {
+        match (
+            u32::try_from(self.max_batches_per_namespace).unwrap_or(MAX_SLOTS),
+            self.max_bytes_per_namespace,
+        ) {
+            (0, 0) => 0,
+            // Bytes are counted by slots.
+            (0, _) => MAX_SLOTS,
+            (batches, _) => batches,
+        }
     }
 
     /// How many WatchBatch streams a namespace may have.

@@ -161,6 +161,8 @@ class Processes(Case):
             "max_append_streams_per_namespace": 10000,
             "max_workers": 100000,
             "max_workers_per_identity": 100000,
+            "max_batches_per_namespace": 100000,
+            "max_bytes_per_namespace": "64GiB",
             "max_append_inflight_bytes": 1073741824,
             "open_services": [],
             "log": "info,tranche_coordinator=debug",

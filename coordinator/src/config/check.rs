@@ -47,6 +47,8 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
             number(&mut found, field, value, 1..=most);
         }
     }
+    number(&mut found, "max_batches_per_namespace", config.max_batches_per_namespace, 0..=100_000);
+    number(&mut found, "max_bytes_per_namespace", config.max_bytes_per_namespace, 0..=1 << 50);
     number(
         &mut found,
         "max_append_inflight_bytes",

@@ -128,6 +128,16 @@ pub const FIELDS: &[Field] = &[
         "Those of one identity, 1 to 100000 [default: half of them with --identities, else all]",
     ),
     field(
+        "max_batches_per_namespace",
+        "N",
+        "Batches of one namespace that haven't ended, 0 (any number) to 100000 [default: 10000]",
+    ),
+    field(
+        "max_bytes_per_namespace",
+        "SIZE",
+        "Bytes of tasks in them, 0 (any number) to 1048576GiB [default: 0]",
+    ),
+    field(
         "max_append_inflight_bytes",
         "SIZE",
         "Tasks not durable yet, in bytes, 4MiB to 1GiB [default: 32MiB]",
@@ -278,6 +288,8 @@ impl Reader {
             self.set(slot, name, |text| number(text).map(Some));
         }
         self.set(&mut config.max_workers, "max_workers", number);
+        self.set(&mut config.max_batches_per_namespace, "max_batches_per_namespace", number);
+        self.set(&mut config.max_bytes_per_namespace, "max_bytes_per_namespace", size);
         self.set(&mut config.max_append_inflight_bytes, "max_append_inflight_bytes", size);
         self.set(&mut config.shutdown_grace, "shutdown_grace", time);
         self.set(&mut config.retry_pause, "retry_pause", time);

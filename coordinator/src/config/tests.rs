@@ -98,6 +98,8 @@ fn every_field_can_be_given_in_every_way() {
         ("max_append_streams_per_namespace", "7"),
         ("max_workers", "8"),
         ("max_workers_per_identity", "9"),
+        ("max_batches_per_namespace", "0"),
+        ("max_bytes_per_namespace", "3GiB"),
         ("max_append_inflight_bytes", "16MiB"),
         ("shutdown_grace", "17s"),
         ("retry_pause", "18s"),
@@ -148,6 +150,8 @@ fn every_field_can_be_given_in_every_way() {
         max_append_streams_per_namespace: Some(7),
         max_workers: 8,
         max_workers_per_identity: Some(9),
+        max_batches_per_namespace: 0,
+        max_bytes_per_namespace: 3 << 30,
         max_append_inflight_bytes: 16 << 20,
         shutdown_grace: Duration::from_secs(17),
         retry_pause: Duration::from_secs(18),
@@ -248,6 +252,8 @@ fn bounds_hold_at_n_and_refuse_n_plus_one() {
         ("max_append_streams_per_namespace", ["1", "10000"], ["0", "10001"]),
         ("max_workers", ["1", "100000"], ["0", "100001"]),
         ("max_workers_per_identity", ["1", "100000"], ["0", "100001"]),
+        ("max_batches_per_namespace", ["0", "100000"], ["100001", "100001"]),
+        ("max_bytes_per_namespace", ["0", "1048576GiB"], ["1125899906842625", "1048577GiB"]),
         ("max_append_inflight_bytes", ["4MiB", "1GiB"], ["4194303", "1073741825"]),
     ] {
         for value in good {
