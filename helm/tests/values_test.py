@@ -83,6 +83,8 @@ BY_SCHEMA = [
     (TRIAL, "coordinator.config.lease_ttl", "10", "'/coordinator/config/lease_ttl': '10' does not match pattern"),
     (TRIAL, "coordinator.config.log_format", "xml", "'/coordinator/config/log_format': value must be one of"),
     (TRIAL, "coordinator.config.max_watchers", 0, "'/coordinator/config/max_watchers': minimum: got 0, want 1"),
+    (TRIAL, "coordinator.config.max_calls_per_second", -1, "'/coordinator/config/max_calls_per_second': minimum: got -1, want 0"),
+    (TRIAL, "coordinator.config.open_services", ["admin"], "'/coordinator/config/open_services/0': value must be one of"),
     (TRIAL, "coordinator.config.handlers", ["No op"], "'/coordinator/config/handlers/0': 'No op' does not match"),
     (TRIAL, "coordinator.service.type", "ExternalName", "'/coordinator/service/type': value must be one of"),
     (TRIAL, "coordinator.resources", {"limit": {}}, "additional properties 'limit' not allowed"),

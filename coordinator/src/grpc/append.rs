@@ -8,10 +8,12 @@ pub(crate) mod relay;
 
 use super::validate;
 use crate::error::Error;
+use crate::node::Open;
 use crate::store::keys::BatchKey;
 use async_trait::async_trait;
 use futures::{Stream, StreamExt, stream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use std::sync::Arc;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::{Code, Status};
@@ -31,7 +33,7 @@ pub(crate) struct Context {
     pub(crate) tasks: TaskTracker,
     /// Given back when the stream is dropped.
     #[expect(dead_code, reason = "held")]
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<Arc<Open>>,
 }
 
 /// The acknowledgements of one stream; `open` gives the sink of the batch that the first message names.

@@ -136,7 +136,7 @@ where
                 refusal(Error::ShuttingDown.into())
             } else if limited {
                 match layer.free.clone().try_acquire_owned() {
-                    Err(_) => refusal(status::overloaded("calls", layer.most)),
+                    Err(_) => refusal(Error::Busy { what: "calls", limit: layer.most }.into()),
                     Ok(_permit) => match tokio::time::timeout(layer.timeout, inner.call(request)).await {
                         Ok(response) => response?,
                         Err(_) => refusal(status::timed_out(layer.timeout)),

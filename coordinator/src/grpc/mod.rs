@@ -12,6 +12,7 @@ pub mod layers;
 mod meter;
 pub(crate) mod page;
 mod peers;
+pub mod rate;
 pub mod status;
 mod told;
 pub(crate) mod validate;
@@ -52,7 +53,7 @@ const MAX_CONNECTION_STREAMS: u32 = 1024;
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 
 /// A router with our layers.
-pub type Routes = Router<Stack<auth::AuthLayer, Stack<layers::CallLayer, Identity>>>;
+pub type Routes = Router<Stack<rate::RateLayer, Stack<auth::AuthLayer, Stack<layers::CallLayer, Identity>>>>;
 
 /// All there is to serve.
 pub struct Services {
@@ -113,6 +114,7 @@ pub fn routes_over(
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .layer(calls.clone())
         .layer(auth)
+        .layer(rate::RateLayer::new(config.rate()))
         .add_service(BatchServiceServer::new(batches).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(AdminServiceServer::new(admin::Admin { owners, limit: config.request_timeout }))
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))

@@ -7,6 +7,7 @@ mod deleted;
 mod fake;
 mod leaving;
 mod lost;
+mod quotas;
 mod replicas;
 mod session;
 mod starting;
@@ -43,7 +44,10 @@ impl World {
     }
 
     async fn on(store: Arc<Troubled>, dir: &Path) -> Self {
-        let config = config(dir);
+        Self::with(store, config(dir)).await
+    }
+
+    async fn with(store: Arc<Troubled>, config: Config) -> Self {
         let objects = Objects::local(&config.objects_dir()).expect("opened");
         let stop = CancellationToken::new();
         let node = Node::start(
