@@ -5,6 +5,7 @@ use super::peers::{Caller, Client, Owners, Repeat};
 use super::{append, page, validate, watch};
 use crate::config::Config;
 use crate::error::Error;
+use crate::identity::Scope;
 use crate::node::{ListFilter, Node};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -65,7 +66,7 @@ impl BatchService for Batches {
     ) -> Result<Response<Self::AppendTasksStream>, Status> {
         let (owners, caller) = (self.owners.clone(), Caller::of(&request, self.limit));
         let place = Arc::new(self.node.shared().appenders.enter()?);
-        if let Some(namespace) = caller.home() {
+        if let Scope::Namespace(namespace) = caller.scope() {
             // Before it says what it wants, which it may take its time to.
             caller.takes(&place, namespace)?;
         }
