@@ -60,10 +60,23 @@ pub struct Config {
     /// Calls that are worked on at once; one more is refused (`OVERLOADED`). 1 to 1,000,000, default 1,024:
     /// each holds at most one message.
     pub max_concurrent_requests: usize,
+    /// Connections of the gRPC port at once. When there are so many, the oldest on which no call was let in yet makes
+    /// room for the next; if there is none, that is refused. 1 to 1,000,000, default 16,384; never more than the
+    /// process may open files, less 256.
+    pub max_connections: usize,
+    /// Connections of one address (of a /64 network of IPv6) at once; one more is refused. 1 to 1,000,000. Default: no such
+    /// limit, since behind a load balancer all may come from one.
+    pub max_peer_connections: Option<usize>,
+    /// How long a peer may hold things up: with the first frame of its connection, by not reading what is sent to it, by
+    /// not answering a ping. 100 ms to 10 min, default 30 s.
+    pub peer_timeout: Duration,
     /// WatchBatch streams at once; one more is refused. 1 to 100,000, default 1,024.
     pub max_watchers: usize,
     /// AppendTasks streams at once; one more is refused. 1 to 10,000, default 256.
     pub max_append_streams: usize,
+    /// How long an AppendTasks stream may bring nothing before it is ended (`APPEND_IDLE`); our clients go on with
+    /// another. 100 ms to 24 h, default 10 min.
+    pub append_idle_timeout: Duration,
     /// Bytes of tasks, of all append streams together, that are not durable yet; more wait. 4 MiB (one
     /// message) to 1 GiB, default 32 MiB.
     pub max_append_inflight_bytes: usize,
@@ -162,8 +175,12 @@ impl Default for Config {
             handlers: vec!["object".to_owned(), "noop".to_owned()],
             request_timeout: Duration::from_secs(30),
             max_concurrent_requests: 1024,
+            max_connections: 16_384,
+            max_peer_connections: None,
+            peer_timeout: Duration::from_secs(30),
             max_watchers: 1024,
             max_append_streams: 256,
+            append_idle_timeout: Duration::from_mins(10),
             max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
             shutdown_grace: Duration::from_secs(10),
             retry_pause: Duration::from_secs(1),

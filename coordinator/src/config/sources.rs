@@ -95,11 +95,31 @@ pub const FIELDS: &[Field] = &[
     field("handlers", "NAMES", "Handlers known before a worker announced them [default: object,noop]"),
     field("request_timeout", "TIME", "How long a unary call may take, 100ms to 10m [default: 30s]"),
     field("max_concurrent_requests", "N", "Calls at once; more are refused, 1 to 1000000 [default: 1024]"),
+    field(
+        "max_connections",
+        "N",
+        "Connections at once; the oldest without a call makes room, or one more is refused, 1 to 1000000 [default: 16384]",
+    ),
+    field(
+        "max_peer_connections",
+        "N",
+        "Connections of one address at once; more are refused, 1 to 1000000 [default: no limit]",
+    ),
+    field(
+        "peer_timeout",
+        "TIME",
+        "How long a peer may be silent at first, or leave unread what is sent to it, 100ms to 10m [default: 30s]",
+    ),
     field("max_watchers", "N", "WatchBatch streams at once; more are refused, 1 to 100000 [default: 1024]"),
     field(
         "max_append_streams",
         "N",
         "AppendTasks streams at once; more are refused, 1 to 10000 [default: 256]",
+    ),
+    field(
+        "append_idle_timeout",
+        "TIME",
+        "How long an AppendTasks stream may bring nothing, 100ms to 24h [default: 10m]",
     ),
     field(
         "max_append_inflight_bytes",
@@ -240,8 +260,12 @@ impl Reader {
         });
         self.set(&mut config.request_timeout, "request_timeout", time);
         self.set(&mut config.max_concurrent_requests, "max_concurrent_requests", number);
+        self.set(&mut config.max_connections, "max_connections", number);
+        self.set(&mut config.max_peer_connections, "max_peer_connections", |text| number(text).map(Some));
+        self.set(&mut config.peer_timeout, "peer_timeout", time);
         self.set(&mut config.max_watchers, "max_watchers", number);
         self.set(&mut config.max_append_streams, "max_append_streams", number);
+        self.set(&mut config.append_idle_timeout, "append_idle_timeout", time);
         self.set(&mut config.max_append_inflight_bytes, "max_append_inflight_bytes", size);
         self.set(&mut config.shutdown_grace, "shutdown_grace", time);
         self.set(&mut config.retry_pause, "retry_pause", time);

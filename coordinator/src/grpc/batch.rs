@@ -32,6 +32,7 @@ pub(crate) struct Batches {
     pub(super) owners: Owners,
     /// The longest that a call takes.
     limit: Duration,
+    append_idle: Duration,
     shutdown: CancellationToken,
     tasks: TaskTracker,
     watchers: Limit,
@@ -70,6 +71,7 @@ impl Batches {
             node: owners.node.clone(),
             owners,
             limit: config.request_timeout,
+            append_idle: config.append_idle_timeout,
             shutdown,
             tasks,
         }
@@ -96,6 +98,7 @@ impl BatchService for Batches {
         let context = append::Context {
             shutdown: self.shutdown.clone(),
             tasks: self.tasks.clone(),
+            idle: self.append_idle,
             permit: Some(self.appenders.enter()?),
         };
         let (owners, caller) = (self.owners.clone(), Caller::of(&request, self.limit));

@@ -21,7 +21,7 @@ const RETRY_SOON: Duration = Duration::from_millis(200);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
 /// Every reason that a client may be told.
-pub(crate) const REASONS: [&str; 20] = [
+pub(crate) const REASONS: [&str; 21] = [
     "INVALID_ARGUMENT",
     "BATCH_NOT_FOUND",
     "ALREADY_DECIDED",
@@ -31,6 +31,7 @@ pub(crate) const REASONS: [&str; 20] = [
     "APPEND_GAP",
     "APPEND_OVERTAKEN",
     "BATCH_SEALED",
+    "APPEND_IDLE",
     "NO_OWNER",
     "SHUTTING_DOWN",
     "STORE_UNAVAILABLE",
@@ -176,6 +177,15 @@ pub(crate) fn overloaded(what: &str, limit: usize) -> Status {
 pub(crate) fn timed_out(limit: Duration) -> Status {
     let row = row(Code::DeadlineExceeded, "REQUEST_TIMEOUT", []).again(RETRY_LATER);
     build(row, Vec::new(), format!("call took longer than {limit:?}"))
+}
+
+/// An append stream brought nothing for long.
+pub(crate) fn append_idle(limit: Duration) -> Status {
+    let row = row(Code::Aborted, "APPEND_IDLE", []).again(RETRY_SOON);
+    let text = format!(
+        "nothing came on this stream for {limit:?}, the limit is append_idle_timeout; open another when there is more"
+    );
+    build(row, Vec::new(), text)
 }
 
 /// Nobody known calls.
