@@ -67,6 +67,16 @@ pub struct Config {
     pub max_calls_per_second: usize,
     /// How many of them at once, after a pause. 1 to 1,000,000. Default: those of two seconds.
     pub max_call_burst: Option<usize>,
+    /// Connections of the gRPC port at once. When there are so many, the oldest on which no call was let in yet makes
+    /// room for the next; if there is none, that is refused. 1 to 1,000,000, default 16,384; never more than the
+    /// process may open files, less 256.
+    pub max_connections: usize,
+    /// Connections of one address (of a /64 network of IPv6) at once; one more is refused. 1 to 1,000,000. Default: no such
+    /// limit, since behind a load balancer all may come from one.
+    pub max_peer_connections: Option<usize>,
+    /// How long a peer may hold things up: with the first frame of its connection, by not reading what is sent to it, by
+    /// not answering a ping. 100 ms to 10 min, default 30 s.
+    pub peer_timeout: Duration,
     /// WatchBatch streams at once; one more is refused. 1 to 100,000, default 1,024.
     pub max_watchers: usize,
     /// AppendTasks streams at once; one more is refused. 1 to 10,000, default 256.
@@ -76,7 +86,7 @@ pub struct Config {
     pub max_watchers_per_namespace: Option<usize>,
     /// The same of `max_append_streams`. 1 to 10,000.
     pub max_append_streams_per_namespace: Option<usize>,
-    /// Streams of workers at once; one more is refused. 1 to 100,000, default 4,096.
+    /// Streams of workers at once; one more is refused. 1 to 100,000, default 16,384.
     pub max_workers: usize,
     /// Those of one identity; one more is refused. 1 to 100,000. Default: with `identities` half of `max_workers`, and
     /// else all.
@@ -87,6 +97,9 @@ pub struct Config {
     /// Bytes of tasks in those, encoded as they were appended; more are refused. With several coordinators about: see
     /// `docs/security.md`. Default: 0, any number, since how much there may be is the volume's to say.
     pub max_bytes_per_namespace: usize,
+    /// How long an AppendTasks stream may bring nothing before it is ended (`APPEND_IDLE`); our clients go on with
+    /// another. 100 ms to 24 h, default 10 min.
+    pub append_idle_timeout: Duration,
     /// Bytes of tasks, of all append streams together, that are not durable yet; more wait. 4 MiB (one
     /// message) to 1 GiB, default 32 MiB.
     pub max_append_inflight_bytes: usize,
@@ -191,10 +204,14 @@ impl Default for Config {
             max_append_streams: 256,
             max_watchers_per_namespace: None,
             max_append_streams_per_namespace: None,
-            max_workers: 4096,
+            max_workers: 16_384,
             max_workers_per_identity: None,
             max_batches_per_namespace: 10_000,
             max_bytes_per_namespace: 0,
+            max_connections: 16_384,
+            max_peer_connections: None,
+            peer_timeout: Duration::from_secs(30),
+            append_idle_timeout: Duration::from_mins(10),
             max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
             shutdown_grace: Duration::from_secs(10),
             retry_pause: Duration::from_secs(1),

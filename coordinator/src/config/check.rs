@@ -35,6 +35,12 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     if let Some(burst) = config.max_call_burst {
         number(&mut found, "max_call_burst", burst, 1..=1_000_000);
     }
+    number(&mut found, "max_connections", config.max_connections, 1..=1_000_000);
+    if let Some(most) = config.max_peer_connections {
+        number(&mut found, "max_peer_connections", most, 1..=1_000_000);
+    }
+    duration(&mut found, "peer_timeout", config.peer_timeout, ms(100)..=10 * MINUTE);
+    duration(&mut found, "append_idle_timeout", config.append_idle_timeout, ms(100)..=24 * 60 * MINUTE);
     number(&mut found, "max_watchers", config.max_watchers, 1..=100_000);
     number(&mut found, "max_append_streams", config.max_append_streams, 1..=10_000);
     number(&mut found, "max_workers", config.max_workers, 1..=100_000);

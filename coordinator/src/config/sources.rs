@@ -105,6 +105,21 @@ pub const FIELDS: &[Field] = &[
         "N",
         "How many of them at once, 1 to 1000000 [default: twice --max-calls-per-second]",
     ),
+    field(
+        "max_connections",
+        "N",
+        "Connections at once; the oldest without a call makes room, or one more is refused, 1 to 1000000 [default: 16384]",
+    ),
+    field(
+        "max_peer_connections",
+        "N",
+        "Connections of one address at once; more are refused, 1 to 1000000 [default: no limit]",
+    ),
+    field(
+        "peer_timeout",
+        "TIME",
+        "How long a peer may be silent at first, or leave unread what is sent to it, 100ms to 10m [default: 30s]",
+    ),
     field("max_watchers", "N", "WatchBatch streams at once; more are refused, 1 to 100000 [default: 1024]"),
     field(
         "max_append_streams",
@@ -121,7 +136,7 @@ pub const FIELDS: &[Field] = &[
         "N",
         "Those of one namespace, 1 to 10000 [default: half of them with --identities, else all]",
     ),
-    field("max_workers", "N", "Streams of workers at once; more are refused, 1 to 100000 [default: 4096]"),
+    field("max_workers", "N", "Streams of workers at once; more are refused, 1 to 100000 [default: 16384]"),
     field(
         "max_workers_per_identity",
         "N",
@@ -136,6 +151,11 @@ pub const FIELDS: &[Field] = &[
         "max_bytes_per_namespace",
         "SIZE",
         "Bytes of tasks in them, 0 (any number) to 1048576GiB [default: 0]",
+    ),
+    field(
+        "append_idle_timeout",
+        "TIME",
+        "How long an AppendTasks stream may bring nothing, 100ms to 24h [default: 10m]",
     ),
     field(
         "max_append_inflight_bytes",
@@ -290,6 +310,10 @@ impl Reader {
         self.set(&mut config.max_workers, "max_workers", number);
         self.set(&mut config.max_batches_per_namespace, "max_batches_per_namespace", number);
         self.set(&mut config.max_bytes_per_namespace, "max_bytes_per_namespace", size);
+        self.set(&mut config.max_connections, "max_connections", number);
+        self.set(&mut config.max_peer_connections, "max_peer_connections", |text| number(text).map(Some));
+        self.set(&mut config.peer_timeout, "peer_timeout", time);
+        self.set(&mut config.append_idle_timeout, "append_idle_timeout", time);
         self.set(&mut config.max_append_inflight_bytes, "max_append_inflight_bytes", size);
         self.set(&mut config.shutdown_grace, "shutdown_grace", time);
         self.set(&mut config.retry_pause, "retry_pause", time);

@@ -32,6 +32,7 @@ pub(crate) struct Batches {
     pub(super) owners: Owners,
     /// The longest that a call takes.
     limit: Duration,
+    append_idle: Duration,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -43,7 +44,14 @@ impl Batches {
         shutdown: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        Self { node: owners.node.clone(), owners, limit: config.request_timeout, shutdown, tasks }
+        Self {
+            node: owners.node.clone(),
+            owners,
+            limit: config.request_timeout,
+            append_idle: config.append_idle_timeout,
+            shutdown,
+            tasks,
+        }
     }
 }
 
@@ -74,6 +82,7 @@ impl BatchService for Batches {
         let context = append::Context {
             shutdown: self.shutdown.clone(),
             tasks: tasks.clone(),
+            idle: self.append_idle,
             place: Some(place.clone()),
         };
         let open = move |batch| async move {

@@ -22,7 +22,7 @@ const RETRY_SOON: Duration = Duration::from_millis(200);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
 /// Every reason that a client may be told.
-pub(crate) const REASONS: [&str; 22] = [
+pub(crate) const REASONS: [&str; 23] = [
     "INVALID_ARGUMENT",
     "BATCH_NOT_FOUND",
     "ALREADY_DECIDED",
@@ -32,6 +32,7 @@ pub(crate) const REASONS: [&str; 22] = [
     "APPEND_GAP",
     "APPEND_OVERTAKEN",
     "BATCH_SEALED",
+    "APPEND_IDLE",
     "NO_OWNER",
     "SHUTTING_DOWN",
     "STORE_UNAVAILABLE",
@@ -202,6 +203,15 @@ pub(crate) fn rate_limited(caller: &str, rate: Rate, wait: Duration) -> Status {
 pub(crate) fn timed_out(limit: Duration) -> Status {
     let row = row(Code::DeadlineExceeded, "REQUEST_TIMEOUT", []).again(RETRY_LATER);
     build(row, Vec::new(), format!("call took longer than {limit:?}"))
+}
+
+/// An append stream brought nothing for long.
+pub(crate) fn append_idle(limit: Duration) -> Status {
+    let row = row(Code::Aborted, "APPEND_IDLE", []).again(RETRY_SOON);
+    let text = format!(
+        "nothing came on this stream for {limit:?}, the limit is append_idle_timeout; open another when there is more"
+    );
+    build(row, Vec::new(), text)
 }
 
 /// Nobody known calls.

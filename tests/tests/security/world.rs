@@ -174,7 +174,7 @@ pub(crate) async fn start(config: Config) -> (String, CancellationToken, JoinHan
     let url = format!("https://{}", server.local_addr());
     let stop = CancellationToken::new();
     let running = server.run(stop.clone());
-    (url, stop, tokio::spawn(async move { running.await.expect("served") }))
+    (url, stop, tokio::spawn(running))
 }
 
 pub(crate) fn credentials(pki: &Pki, token: Option<&str>, certificate: Option<&str>) -> Credentials {
