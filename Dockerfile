@@ -6,7 +6,7 @@
 
 FROM rust:1.95-bookworm AS build
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends protobuf-compiler ca-certificates \
+    && apt-get install --yes --no-install-recommends protobuf-compiler ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -16,7 +16,7 @@ RUN --mount=type=cache,id=tranche-registry,target=/usr/local/cargo/registry \
     cargo build --locked --release -p tranche-coordinator -p tranche-worker -p tranche-cli \
     && tools/image target/release /image
 
-# Only the programs, the libraries that they load, and the roots of public CAs. `make test-image` builds and runs this
+# Only the programs, the libraries that they load, the roots of public CAs, and in /usr/share/sbom what the programs are made of. `make test-image` builds and runs this
 # stage with programs that are there.
 FROM scratch AS image
 COPY --from=build /image /

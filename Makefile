@@ -1,5 +1,5 @@
 # `make verify` reads, `make fix` writes. Both stop at the first failure.
-.PHONY: help verify lint test test-helm test-k8s test-image fix pictures clean-tools
+.PHONY: help verify lint test test-helm test-k8s test-image sbom fix pictures clean-tools
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -7,7 +7,7 @@ help: ## Lists the targets
 verify: ## Lint and all tests; fetches what they need into .tools, once
 	@bash tools/verify
 
-lint: ## Only format and clippy
+lint: ## Only format, what may be depended on, and clippy
 	@bash tools/verify lint
 
 test: ## Only build and tests
@@ -23,6 +23,10 @@ test-k8s: ## The chart in a real API server with controllers; builds them once (
 
 test-image: ## The image, built and run without Docker; needs buildah and programs (TRANCHE_BIN, else target/release)
 	@tools/test-image
+
+sbom: ## What the programs of target/release are made of, into target/sbom (CycloneDX)
+	@rm -rf target/sbom
+	@tools/sbom target/release target/sbom
 
 fix: ## Formats, and applies what clippy can mend by itself
 	cargo fmt --all

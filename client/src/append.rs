@@ -115,6 +115,10 @@ impl Appender {
         loop {
             let used = self.client.used();
             let Err(broken) = run.stream().await else { break };
+            // Nothing failed: the source had nothing to give for long.
+            if broken.reason().as_deref() == Some("APPEND_IDLE") {
+                run.retry.progressed();
+            }
             self.client.failed(used, &broken);
             run.retry.pause(broken).await?;
         }

@@ -53,7 +53,11 @@ impl Client {
         .await
     }
 
-    /// Creates a batch, appends all tasks and seals it. Returns the sealed batch.
+    /// Creates a batch, appends all tasks and seals it. Returns the batch: sealed, or revoked.
+    ///
+    /// A batch may be revoked while its tasks are appended, by its failure limit, its deadline or a cancel. It takes no
+    /// more tasks then, and comes back as it is, ROLLING_BACK or ROLLED_BACK, its decision with the reason, as it would
+    /// have after its seal. So look at how it ended, with [`Client::wait`], whatever this returns.
     ///
     /// If it fails, the batch stays as far as it came, and the same request with the same `request_id`
     /// and the same tasks goes on from there.
@@ -62,8 +66,17 @@ impl Client {
         S: Stream<Item = v1::Task>,
     {
         let batch = self.create(request).await?;
-        let total = self.append(&batch.name, tasks).await?;
-        self.seal(&batch.name, Some(total)).await
+        let filled = async {
+            let total = self.append(&batch.name, tasks).await?;
+            self.seal(&batch.name, Some(total)).await
+        };
+        match filled.await {
+            Err(error) if error.is_too_late() => {
+                let batch = self.get(&batch.name).await;
+                batch.ok().filter(is_revoked).ok_or(error)
+            }
+            sealed => sealed,
+        }
     }
 
     /// Reads a batch.
@@ -223,6 +236,10 @@ impl Client {
             }
         })
     }
+}
+
+fn is_revoked(batch: &v1::Batch) -> bool {
+    batch.decision.as_ref().is_some_and(|decision| decision.outcome() == v1::decision::Outcome::Rollback)
 }
 
 /// A stream over pages; the next page is asked for when the one before is used up.

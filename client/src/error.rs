@@ -150,6 +150,11 @@ impl Error {
         self.reason().as_deref() == Some("NO_OWNER")
     }
 
+    /// Whether the batch takes no more of this: it was decided meanwhile, or has ended.
+    pub(crate) fn is_too_late(&self) -> bool {
+        matches!(self.reason().as_deref(), Some("ALREADY_DECIDED" | "WRONG_STATE"))
+    }
+
     /// How long the service asks to wait before the next attempt, if it says.
     pub fn retry_delay(&self) -> Option<Duration> {
         self.status()?.get_details_retry_info()?.retry_delay

@@ -11,6 +11,8 @@ mod sources;
 pub use security::{OpenService, Security};
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
+use crate::grpc::rate::Rate;
+use crate::node::{MAX_SLOTS, Share};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,10 +62,44 @@ pub struct Config {
     /// Calls that are worked on at once; one more is refused (`OVERLOADED`). 1 to 1,000,000, default 1,024:
     /// each holds at most one message.
     pub max_concurrent_requests: usize,
+    /// Calls a second that one identity may make, or one address where nobody is asked who they are; more are told
+    /// when to come again. 0 to 1,000,000, default 2,000, some tens of times what a busy client makes. 0: any number.
+    pub max_calls_per_second: usize,
+    /// How many of them at once, after a pause. 1 to 1,000,000. Default: those of two seconds.
+    pub max_call_burst: Option<usize>,
+    /// Connections of the gRPC port at once. When there are so many, the oldest on which no call was let in yet makes
+    /// room for the next; if there is none, that is refused. 1 to 1,000,000, default 16,384; never more than the
+    /// process may open files, less 256.
+    pub max_connections: usize,
+    /// Connections of one address (of a /64 network of IPv6) at once; one more is refused. 1 to 1,000,000. Default: no such
+    /// limit, since behind a load balancer all may come from one.
+    pub max_peer_connections: Option<usize>,
+    /// How long a peer may hold things up: with the first frame of its connection, by not reading what is sent to it, by
+    /// not answering a ping. 100 ms to 10 min, default 30 s.
+    pub peer_timeout: Duration,
     /// WatchBatch streams at once; one more is refused. 1 to 100,000, default 1,024.
     pub max_watchers: usize,
     /// AppendTasks streams at once; one more is refused. 1 to 10,000, default 256.
     pub max_append_streams: usize,
+    /// Those of one namespace; one more is refused. 1 to 100,000. Default: with `identities` half of `max_watchers`, so
+    /// that one namespace leaves some to the others, and else all.
+    pub max_watchers_per_namespace: Option<usize>,
+    /// The same of `max_append_streams`. 1 to 10,000.
+    pub max_append_streams_per_namespace: Option<usize>,
+    /// Streams of workers at once; one more is refused. 1 to 100,000, default 16,384.
+    pub max_workers: usize,
+    /// Those of one identity; one more is refused. 1 to 100,000. Default: with `identities` half of `max_workers`, and
+    /// else all.
+    pub max_workers_per_identity: Option<usize>,
+    /// Batches of a namespace that haven't ended and been swept, at all coordinators together; one more is refused. 0 to
+    /// 100,000, default 10,000. 0: any number.
+    pub max_batches_per_namespace: usize,
+    /// Bytes of tasks in those, encoded as they were appended; more are refused. With several coordinators about: see
+    /// `docs/security.md`. Default: 0, any number, since how much there may be is the volume's to say.
+    pub max_bytes_per_namespace: usize,
+    /// How long an AppendTasks stream may bring nothing before it is ended (`APPEND_IDLE`); our clients go on with
+    /// another. 100 ms to 24 h, default 10 min.
+    pub append_idle_timeout: Duration,
     /// Bytes of tasks, of all append streams together, that are not durable yet; more wait. 4 MiB (one
     /// message) to 1 GiB, default 32 MiB.
     pub max_append_inflight_bytes: usize,
@@ -162,8 +198,20 @@ impl Default for Config {
             handlers: vec!["object".to_owned(), "noop".to_owned()],
             request_timeout: Duration::from_secs(30),
             max_concurrent_requests: 1024,
+            max_calls_per_second: 2000,
+            max_call_burst: None,
             max_watchers: 1024,
             max_append_streams: 256,
+            max_watchers_per_namespace: None,
+            max_append_streams_per_namespace: None,
+            max_workers: 16_384,
+            max_workers_per_identity: None,
+            max_batches_per_namespace: 10_000,
+            max_bytes_per_namespace: 0,
+            max_connections: 16_384,
+            max_peer_connections: None,
+            peer_timeout: Duration::from_secs(30),
+            append_idle_timeout: Duration::from_mins(10),
             max_append_inflight_bytes: 8 * MAX_APPEND_BYTES,
             shutdown_grace: Duration::from_secs(10),
             retry_pause: Duration::from_secs(1),
@@ -230,6 +278,50 @@ impl Config {
                 self.lease_ttl
             )
         })
+    }
+
+    /// How many calls one caller may make; `None`: any number.
+    pub fn rate(&self) -> Option<Rate> {
+        let per_second = self.max_calls_per_second;
+        let burst = self.max_call_burst.unwrap_or(2 * per_second);
+        (per_second > 0).then_some(Rate { per_second, burst })
+    }
+
+    /// How many slots a namespace has for its batches; 0: they hold none.
+    pub fn slots(&self) -> u32 {
+        match (
+            u32::try_from(self.max_batches_per_namespace).unwrap_or(MAX_SLOTS),
+            self.max_bytes_per_namespace,
+        ) {
+            (0, 0) => 0,
+            // Bytes are counted by slots.
+            (0, _) => MAX_SLOTS,
+            (batches, _) => batches,
+        }
+    }
+
+    /// How many WatchBatch streams a namespace may have.
+    pub fn watchers_share(&self) -> Share {
+        let most = self.share(self.max_watchers_per_namespace, self.max_watchers);
+        Share { most, setting: "max_watchers_per_namespace" }
+    }
+
+    /// How many AppendTasks streams a namespace may have.
+    pub fn appenders_share(&self) -> Share {
+        let most = self.share(self.max_append_streams_per_namespace, self.max_append_streams);
+        Share { most, setting: "max_append_streams_per_namespace" }
+    }
+
+    /// How many streams of workers an identity may have.
+    pub fn workers_share(&self) -> Share {
+        let most = self.share(self.max_workers_per_identity, self.max_workers);
+        Share { most, setting: "max_workers_per_identity" }
+    }
+
+    fn share(&self, given: Option<usize>, all: usize) -> usize {
+        // Without identities there is nobody to be fair to.
+        let default = if self.security.identities.is_some() { all.div_ceil(2) } else { all };
+        given.unwrap_or(default)
     }
 
     /// How often workers that hold leases send heartbeats.

@@ -102,6 +102,28 @@ pub enum Error {
         /// The batch.
         batch: BatchKey,
     },
+    /// There is too much of it at once, of all callers together.
+    #[error("too many {what} at once, the limit is {limit}")]
+    Busy {
+        /// What.
+        what: &'static str,
+        /// How many may be.
+        limit: usize,
+    },
+    /// Somebody has too much of something.
+    #[error("{of} has too many {what}, the limit is {limit} ({setting}): end some, or have it raised")]
+    Quota {
+        /// Who: a resource name.
+        of: String,
+        /// What.
+        what: &'static str,
+        /// How many they may have.
+        limit: u64,
+        /// The field of the configuration that says so.
+        setting: &'static str,
+        /// Whether it is soon otherwise by itself.
+        passes: bool,
+    },
     /// The coordinator is leaving.
     #[error("coordinator is shutting down")]
     ShuttingDown,

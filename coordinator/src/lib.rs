@@ -3,6 +3,7 @@
 //! [`Server`] is the whole process as one library call; `docs/architecture.md` has the map of tasks.
 
 pub mod config;
+mod connections;
 pub mod dispatch;
 pub mod driver;
 pub mod error;
@@ -17,4 +18,5 @@ mod server;
 pub mod steps;
 pub mod store;
 
-pub use server::{RunError, Server, StartError};
+pub use connections::most_connections;
+pub use server::{Server, StartError};

@@ -6,16 +6,15 @@
 //! shutdown, 1 when it can't start or go on, 2 when its configuration is wrong.
 
 use clap::{Arg, ArgMatches, Command};
-use std::io::{IsTerminal, Write};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
-use tranche_coordinator::Server;
+use tracing_subscriber::EnvFilter;
 use tranche_coordinator::config::{Config, ConfigError, FIELDS, LogFormat, Texts};
+use tranche_coordinator::{Server, most_connections};
 use tranche_ops::trace::Traces;
 
 const FAILED: u8 = 1;
@@ -50,7 +49,11 @@ fn main() -> ExitCode {
             return ExitCode::from(WRONG_CONFIG);
         }
     };
-    init_logs(&config, traces.as_ref());
+    tranche_ops::logs::start(
+        EnvFilter::new(&config.log),
+        config.log_format == LogFormat::Json,
+        traces.as_ref(),
+    );
     let ended = runtime.block_on(run(config));
     if let Err(error) = &ended {
         tracing::error!(error, "coordinator ended");
@@ -108,17 +111,6 @@ fn config(matches: &ArgMatches) -> Result<Config, ConfigError> {
     Config::load(file.map(PathBuf::as_path), env, flags)
 }
 
-fn init_logs(config: &Config, traces: Option<&Traces>) {
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
-    let logs = match config.log_format {
-        LogFormat::Text => logs.boxed(),
-        LogFormat::Json => logs.json().boxed(),
-    };
-    let traces = traces.map(Traces::layer);
-    tracing_subscriber::registry().with(logs.with_filter(EnvFilter::new(&config.log))).with(traces).init();
-}
-
 async fn run(config: Config) -> Result<(), String> {
     let shutdown = CancellationToken::new();
     let handlers = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -133,6 +125,7 @@ async fn run(config: Config) -> Result<(), String> {
 }
 
 async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), String> {
+    allow_files(&config);
     let server = tokio::select! {
         biased;
         // Nothing is open yet: a coordinator that waits for its store may go at once.
@@ -147,7 +140,28 @@ async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), String
         let _ = writeln!(std::io::stdout(), "ops port on {address}");
         tracing::info!(%address, "ops port");
     }
-    server.run(shutdown).await.map_err(|error| with_causes(&error))
+    server.run(shutdown).await;
+    Ok(())
+}
+
+/// A connection is a file. What a process may open at first is low for the sake of others than us.
+fn allow_files(config: &Config) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+    let most = most_connections(config);
+    if most < config.max_connections {
+        let files = limit.maximum;
+        tracing::warn!(
+            files,
+            most,
+            "max_connections = {}, and fewer fit the limit of open files (ulimit -n)",
+            config.max_connections
+        );
+    }
 }
 
 /// Returns at the second signal; the first one asks for the shutdown.

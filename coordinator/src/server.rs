@@ -1,6 +1,7 @@
 //! The process as one library call: the binary, the command line's all-in-one and the tests use it.
 
 use crate::config::{Config, ConfigError, StoreConfig};
+use crate::connections::Visiting;
 use crate::error::Error;
 use crate::grpc::{self, auth::AuthLayer, worker::Workers};
 use crate::identity::Book;
@@ -16,9 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Connected;
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::worker_service_server::WorkerServiceServer;
@@ -61,14 +64,6 @@ pub enum StartError {
         /// The last failure.
         last: StoreError,
     },
-}
-
-/// Why a coordinator ended otherwise than by its shutdown.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The transport failed.
-    #[error("serving failed: {0}")]
-    Serve(#[from] tonic::transport::Error),
 }
 
 /// A coordinator that is ready to serve.
@@ -160,7 +155,7 @@ impl Server {
 
     /// Serves until `shutdown`; then refuses what is new, tells the workers, lets writes in flight end,
     /// frees its batches for others, ends open streams, and returns within the configured grace.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+    pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, ops, node, config, gate, stop, .. } = self;
         let Gate { tls, ops_tls, auth, peers } = gate;
         // To the very end: that it leaves is what it has to tell then.
@@ -176,26 +171,20 @@ impl Server {
                 }
             }
         });
-        let incoming = grpc::incoming(listener);
-        let served = match tls {
-            None => Self::serve_asking(node, &config, peers, auth, incoming, stop, shutdown).await,
-            Some(tls) => {
-                let incoming = tranche_tls::accept(incoming, tls);
-                Self::serve_asking(node, &config, peers, auth, incoming, stop, shutdown).await
-            }
-        };
+        let serving = Serving::new(node, &config, peers, auth);
+        let incoming = grpc::incoming(listener, serving.services.router.door());
+        match tls {
+            None => serving.run(incoming, stop, shutdown).await,
+            Some(tls) => serving.run(tranche_tls::accept(incoming, tls), stop, shutdown).await,
+        }
         ended.cancel();
         if let Some(telling) = telling {
             // It doesn't panic, and nobody aborts it.
             let _ = telling.await;
         }
-        served
     }
 
     /// The same with a node that was started, which `stop` stops, and with other connections than TCP.
-    ///
-    /// # Errors
-    /// The transport failed.
     pub async fn serve<C>(
         node: Arc<Node>,
         config: &Config,
@@ -203,44 +192,60 @@ impl Server {
         incoming: impl Stream<Item = std::io::Result<C>> + Send + 'static,
         stop: CancellationToken,
         shutdown: CancellationToken,
-    ) -> Result<(), RunError>
-    where
+    ) where
         C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         C::ConnectInfo: Clone + Send + Sync + 'static,
     {
-        Self::serve_asking(node, config, peers, AuthLayer::default(), incoming, stop, shutdown).await
+        let serving = Serving::new(node, config, peers, AuthLayer::default());
+        let incoming = serving.services.router.door().admit(incoming, |_| None);
+        serving.run(incoming, stop, shutdown).await;
     }
+}
 
-    async fn serve_asking<C>(
-        node: Arc<Node>,
-        config: &Config,
-        peers: Arc<Peers>,
-        auth: AuthLayer,
-        incoming: impl Stream<Item = std::io::Result<C>> + Send + 'static,
-        stop: CancellationToken,
-        shutdown: CancellationToken,
-    ) -> Result<(), RunError>
-    where
-        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-        C::ConnectInfo: Clone + Send + Sync + 'static,
-    {
-        let (clients, workers, closed) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let services = grpc::routes_over(node.clone(), config, &clients, peers, auth);
-        services.health.set(node.shared().ready().is_ok()).await;
+/// The services of a node, on their way to be served.
+struct Serving {
+    node: Arc<Node>,
+    grace: Duration,
+    services: grpc::Services,
+    clients: CancellationToken,
+    workers: CancellationToken,
+}
+
+impl Serving {
+    fn new(node: Arc<Node>, config: &Config, peers: Arc<Peers>, auth: AuthLayer) -> Self {
+        let (clients, workers) = (CancellationToken::new(), CancellationToken::new());
+        let mut services = grpc::routes_over(node.clone(), config, &clients, peers, auth);
         let attach =
             WorkerServiceServer::new(Workers::new(node.clone(), workers.clone(), services.tasks.clone()))
                 .max_decoding_message_size(MAX_FRAME_BYTES)
                 .max_encoding_message_size(MAX_FRAME_BYTES);
-        let router = services.router.add_service(attach);
-        let serving =
-            tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned()));
+        services.router = services.router.add_service(attach);
+        Self { node, grace: config.shutdown_grace, services, clients, workers }
+    }
+
+    async fn run<C>(
+        self,
+        incoming: impl Stream<Item = std::io::Result<C>> + Send + 'static,
+        stop: CancellationToken,
+        shutdown: CancellationToken,
+    ) where
+        C: Visiting + AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        C::ConnectInfo: Clone + Send + Sync + 'static,
+    {
+        let Self { node, grace, services, clients, workers } = self;
+        let closed = CancellationToken::new();
+        services.health.set(node.shared().ready().is_ok()).await;
+        // Connections that are still open when this is dropped are cut.
+        let serving = AbortOnDropHandle::new(tokio::spawn(services.router.serve(incoming, closed.clone())));
         tokio::pin!(serving);
         let early = tokio::select! {
             biased;
-            () = shutdown.cancelled() => None,
-            result = &mut serving => Some(result),
-            () = follow_store(&node, &services.health) => None,
+            () = shutdown.cancelled() => false,
+            ended = &mut serving => {
+                served(ended);
+                true
+            }
+            () = follow_store(&node, &services.health) => false,
         };
         services.health.set(false).await;
         // Nothing new is begun, and the other coordinators give this one nothing.
@@ -248,7 +253,6 @@ impl Server {
         node.shared().leave().await;
         node.shared().dispatch.drain();
         stop.cancel();
-        let grace = config.shutdown_grace;
         let ended = tokio::time::timeout(grace, async {
             // The batches are free for others from here on. A store that is away must not take the time that
             // the streams' ends need.
@@ -265,8 +269,8 @@ impl Server {
             closed.cancel();
             services.tasks.close();
             services.tasks.wait().await;
-            if let Some(result) = early {
-                return Some(result);
+            if early {
+                return true;
             }
             let idle = async {
                 services.calls.idle().await;
@@ -274,25 +278,28 @@ impl Server {
             };
             tokio::select! {
                 biased;
-                result = &mut serving => Some(result),
-                () = idle => None,
+                ended = &mut serving => {
+                    served(ended);
+                    true
+                }
+                () = idle => false,
             }
         })
         .await;
         match ended {
-            Ok(Some(Ok(result))) => Ok(result?),
-            Ok(Some(Err(panic))) => std::panic::resume_unwind(panic.into_panic()),
-            Ok(None) => {
-                tracing::info!("connections that their clients keep open are cut");
-                serving.abort();
-                Ok(())
-            }
-            Err(_) => {
-                tracing::warn!(?grace, "not all ended within the grace time: cut");
-                serving.abort();
-                Ok(())
-            }
+            Ok(true) => {}
+            Ok(false) => tracing::info!("connections that their clients keep open are cut"),
+            Err(_) => tracing::warn!(?grace, "not all ended within the grace time: cut"),
         }
+    }
+}
+
+/// It ends when it is told to, or with its connections; a panic goes on here.
+fn served(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
     }
 }
 

@@ -469,7 +469,14 @@ class Content(Case):
         objects = render(values_of("pools"))
         for name, _, spec in pods(objects):
             given = [value for key, value in env(spec["containers"][0]).items() if key.endswith("_OTLP_ENDPOINT")]
-            self.assertEqual([] if "Pod/" in name else ["http://otel-collector.monitoring.svc:4317"], given, name)
+            self.assertEqual([] if "Pod/" in name else ["https://otel-collector.monitoring.svc:4317"], given, name)
+            # The collector's CA is where it is looked for.
+            ca = env(spec["containers"][0]).get("OTEL_EXPORTER_OTLP_CERTIFICATE")
+            self.assertEqual(None if "Pod/" in name else "/etc/tranche/otlp/ca.crt", ca, name)
+            if ca:
+                mounted = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+                (volume,) = [each for each in spec["volumes"] if each["name"] == mounted["/etc/tranche/otlp"]]
+                self.assertEqual("otel-collector-ca", volume["secret"]["secretName"])
         for each in objects:
             if each["kind"] == "NetworkPolicy":
                 self.assertIn([{"port": 4317}], [rule["ports"] for rule in each["spec"]["egress"]])

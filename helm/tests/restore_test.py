@@ -59,14 +59,14 @@ class Restore(Case):
     def state(self, batch):
         return json.loads(self.get(batch))["state"].removeprefix("STATE_")
 
-    def submit(self, name):
-        """A batch that is staged and waits for its approval: exit code 5. Its id."""
+    def submit(self, name, *args, code=0):
+        """A batch of twenty files. Its id."""
         source = self.folder / name
         source.mkdir()
         for number in range(20):
             (source / f"{name}-{number}").write_text(f"{name} {number}")
         library = self.folder / "library"
-        self.tranche("submit", source, "--into", library, "--approve", "--wait", code=5)
+        self.tranche("submit", source, "--into", library, *args, code=code)
         batches = json.loads(self.tranche("--output", "json", "list"))
         newest = (batches["batches"] if isinstance(batches, dict) else batches)[0]
         return newest["name"].rsplit("/", 1)[1]
@@ -88,17 +88,25 @@ class Restore(Case):
         etcd = self.etcd("before")
         self.coordinator(etcd)
         self.worker()
-        committed, mistaken, waiting = map(self.submit, ("committed-since", "mistaken", "still-waiting"))
+        names = ("committed-since", "taken-back", "still-waiting", "lost")
+        # Staged, and they wait for their approval: exit code 5.
+        held = lambda name: self.submit(name, "--approve", "--wait", code=5)
+        committed, taken_back, waiting, lost = map(held, names)
+        # This one commits by itself, once there is a worker.
+        self.running.pop().end()
+        by_itself = self.submit("by-itself")
         snapshot = self.folder / "snapshot.db"
         self.etcdctl(etcd, "snapshot", "save", snapshot)
 
         # None of this is in the snapshot.
-        for batch in (committed, mistaken):
+        self.worker()
+        self.tranche("watch", by_itself)
+        for batch in (committed, taken_back):
             self.tranche("commit", batch)
             self.tranche("watch", batch)
-        unknown = self.submit("begun-since")
+        unknown = held("begun-since")
         library = self.library()
-        self.assertEqual(20 + 20 + 2, len(library))
+        self.assertEqual(3 * 20 + 3, len(library))
         self.end()
 
         command = [ETCDUTL, "snapshot", "restore", str(snapshot), "--data-dir", str(self.folder / "after")]
@@ -107,35 +115,51 @@ class Restore(Case):
         self.assertEqual(0, code, output)
         etcd = self.etcd("after")
         self.coordinator(etcd)
+        self.assertEqual("IMPORTING", self.state(by_itself))
         self.worker()
 
-        # Its file in the library says that it was committed, whatever its record says now. Taking it back makes an
-        # end of the record, and touches nothing.
-        for batch in (committed, mistaken, waiting):
-            self.assertEqual("HELD", self.state(batch))
-            report = self.folder / "library" / "_tranche" / f"{batch}.json"
-            self.assertEqual(batch != waiting, report.is_file())
-        self.tranche("cancel", committed, "--wait")
-        self.assertEqual("ROLLED_BACK", self.state(committed))
-        self.tranche("delete", committed, "--yes")
+        # It is staged once more, is what readers have seen, and ends.
+        self.tranche("watch", by_itself)
+        self.assertEqual("COMMITTED", self.state(by_itself))
         self.assertEqual(library, self.library())
 
-        # Committed by mistake once more, it stays there: what was staged for it is gone. Its records go by hand.
-        self.tranche("commit", mistaken)
-        until("its trouble", lambda: "No such file" in json.loads(self.get(mistaken))["statusMessage"])
-        self.assertEqual("COMMITTING", self.state(mistaken))
+        # Its file in the library says that it was committed, whatever its record says now.
+        for batch in (committed, taken_back, waiting, lost):
+            self.assertEqual("HELD", self.state(batch))
+            report = self.folder / "library" / "_tranche" / f"{batch}.json"
+            self.assertEqual(batch in (committed, taken_back), report.is_file())
+
+        # Committed once more it ends, though what was staged for it is gone; its items are what readers have seen.
+        self.tranche("commit", committed)
+        self.tranche("watch", committed)
+        self.assertEqual("COMMITTED", self.state(committed))
+        self.assertEqual(20, json.loads(self.get(committed))["counters"]["committed"])
+        self.assertEqual(library, self.library())
+
+        # Taking it back makes an end of the record, too, and touches nothing.
+        self.tranche("cancel", taken_back, "--wait")
+        self.assertEqual("ROLLED_BACK", self.state(taken_back))
+        self.tranche("delete", taken_back, "--yes")
+        self.assertEqual(library, self.library())
+
+        # What was staged is lost and was never committed: nothing can end it. Its records go by hand.
+        staging = self.folder / ".library.tranche" / "staging"
+        shutil.rmtree(staging / lost)
+        self.tranche("commit", lost)
+        until("its trouble", lambda: "No such file" in json.loads(self.get(lost))["statusMessage"])
+        self.assertEqual("COMMITTING", self.state(lost))
         self.assertEqual(library, self.library())
         coordinator, worker = self.running[-2:]
         self.assertEqual(0, coordinator.end())
         keys = self.etcdctl(etcd, "get", "--prefix", "/tranche/v1/", "--keys-only").split()
-        of_it = [key for key in keys if key.endswith(f"/default/{mistaken}") or f"/default/{mistaken}/" in key]
+        of_it = [key for key in keys if key.endswith(f"/default/{lost}") or f"/default/{lost}/" in key]
         self.assertGreater(len(of_it), 3)
         for key in of_it:
             self.etcdctl(etcd, "del", key)
         worker.end()
         self.coordinator(etcd)
         self.worker()
-        self.assertIn("not found", self.tranche("get", mistaken, code=1).lower().replace("_", " "))
+        self.assertIn("not found", self.tranche("get", lost, code=1).lower().replace("_", " "))
         self.assertEqual(library, self.library())
 
         # What waited goes on as if nothing had been.
@@ -145,7 +169,6 @@ class Restore(Case):
 
         # What began since isn't known any more; only its staging folder is left, for hands.
         self.tranche("get", unknown, code=1)
-        staging = self.folder / ".library.tranche" / "staging"
         self.assertTrue((staging / unknown).is_dir())
         self.assertFalse((staging / committed).exists())
         self.assertNotIn("begun-since-1", self.library())

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -100,12 +101,14 @@ class Secure(Case):
 
     def test_production_imports_the_batch_of_helm_test(self):
         values = values_of("production")
-        dns = find(Release(values, self.folder).objects, "Certificate", "t-tranche")["spec"]["dnsNames"]
+        objects = Release(values, self.folder).objects
+        dns, names = (find(objects, "Certificate", name)["spec"]["dnsNames"] for name in ("t-tranche", "t-tranche-worker-ops"))
         ours, etcds, others = (Authority(self.folder / name) for name in ("ours", "etcds", "others"))
         tokens = {name: os.urandom(32).hex() for name in ("worker", "test", "importer", "operator")}
         hashes = {name: hashlib.sha256(token.encode()).hexdigest() for name, token in tokens.items()}
         secrets = {
             # In the place of the pods' names here: the address.
+            "t-tranche-worker-ops-tls": ours.issue("ops", [f"DNS:{name}" for name in names] + ["IP:127.0.0.1"]),
             "t-tranche-tls": ours.issue("server", [f"DNS:{name}" for name in dns] + ["IP:127.0.0.1"]),
             "tranche-client-ca": {"ca.crt": ours.crt.read_text()},
             "tranche-identities": {"identities.toml": identities(hashes)},
@@ -132,7 +135,28 @@ class Secure(Case):
         command, settings = release.pod("Deployment", "t-tranche-worker-check")
         self.assertRegex(settings["TRANCHE_WORKER_COORDINATOR"], "^https://t-tranche.media.svc")
         settings["TRANCHE_WORKER_COORDINATOR"] = urls[0]
-        self.start(command, settings).wait_for(r"^(attached)")
+        self.assertNotIn("TRANCHE_WORKER_INSECURE", settings)
+        settings["TRANCHE_WORKER_OPS_LISTEN"] = "127.0.0.1:0"
+        worker = self.start(command, settings)
+        worker.wait_for(r"^(attached)")
+        # By the name that Prometheus is told to ask for.
+        (monitor,) = [each for each in release.objects if each["kind"] == "PodMonitor" and each["metadata"]["name"].endswith("-check")]
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        self.assertEqual("https", endpoint["scheme"])
+        self.assertEqual({"name": "t-tranche-worker-ops-tls", "key": "ca.crt"}, endpoint["tlsConfig"]["ca"]["secret"])
+        host, port = worker.wait_for(r"^ops port on ([0-9.]+:[0-9]+)").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as plain:
+            with context.wrap_socket(plain, server_hostname=endpoint["tlsConfig"]["serverName"]) as secure:
+                secure.sendall(b"GET /metrics HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n")
+                self.assertIn(b" 200 ", secure.recv(64))
+        (spec,) = [spec for pod, _, spec in pods(release.objects) if pod == "Deployment/t-tranche-worker-check"]
+        probes = [value["httpGet"] for key, value in spec["containers"][0].items() if key.endswith("Probe")]
+        self.assertEqual({("HTTPS", "/livez"), ("HTTPS", "/readyz")}, {(probe["scheme"], probe["path"]) for probe in probes})
+        for probe in probes:
+            with urllib.request.urlopen(f"https://{host}:{port}{probe['path']}", context=context, timeout=30) as answer:
+                self.assertEqual(200, answer.status)
+        with self.assertRaises((OSError, http.client.HTTPException)):
+            urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=30)
 
         command, settings = release.pod("Pod", "t-tranche-test")
         for url in urls:

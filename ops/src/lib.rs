@@ -4,6 +4,7 @@
 //! not. It is bounded in every direction, and knows nothing of what it tells: that is [`Operated`].
 
 mod listen;
+pub mod logs;
 mod process;
 mod readings;
 mod serve;

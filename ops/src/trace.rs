@@ -2,13 +2,16 @@
 //!
 //! The context travels as text, W3C's `traceparent`: in the metadata of calls, in a batch's record, in leases.
 
+use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{Status, TraceContextExt as _, TracerProvider as _};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{Span, Subscriber};
@@ -16,6 +19,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
+use tranche_tls::{ClientFiles, Credentials, endpoint};
 
 use crate::TRACEPARENT;
 
@@ -35,14 +39,21 @@ pub struct Traces {
 
 impl Traces {
     /// To the collector at this URL, by OTLP over gRPC. Must be called in a runtime that lives as long. How many traces are
-    /// kept, and how often is sent, is said by OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`, `OTEL_BSP_SCHEDULE_DELAY`).
+    /// kept, how often is sent, and the files of TLS are said by OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`,
+    /// `OTEL_BSP_SCHEDULE_DELAY`, `OTEL_EXPORTER_OTLP_CERTIFICATE`).
     ///
     /// # Errors
-    /// What is wrong with the URL.
-    pub fn to(endpoint: &str, service: &'static str, version: &'static str) -> Result<Self, String> {
-        let exporter =
-            SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_LIMIT);
-        let exporter = exporter.build().map_err(|error| format!("otlp_endpoint = {endpoint:?}: {error}"))?;
+    /// What is wrong with the URL, or with the files.
+    pub fn to(url: &str, service: &'static str, version: &'static str) -> Result<Self, String> {
+        let wrong = |error: &dyn std::fmt::Display| format!("otlp_endpoint = {url:?}: {error}");
+        let credentials = Credentials::load(files()).map_err(|error| wrong(&error))?;
+        let endpoint = endpoint(url).map_err(|error| wrong(&error))?.connect_timeout(EXPORT_LIMIT);
+        let exporter = opentelemetry_otlp::SpanExporter::builder()
+            .with_tonic()
+            .with_channel(credentials.connect_lazy(url, &endpoint))
+            .with_timeout(EXPORT_LIMIT)
+            .build();
+        let exporter = Told { to: exporter.map_err(|error| wrong(&error))?, failing: AtomicBool::new(false) };
         let version = opentelemetry::KeyValue::new("service.version", version);
         let resource = Resource::builder().with_service_name(service).with_attribute(version).build();
         let provider =
@@ -71,6 +82,61 @@ impl Traces {
             tracing::debug!(%error, "the last spans weren't sent");
         }
     }
+}
+
+/// The files of TLS, where OpenTelemetry's variables have them: those for traces, else those for all that is sent.
+fn files() -> ClientFiles {
+    let file = |name: &str| {
+        let of = |prefix: &str| std::env::var_os(format!("{prefix}{name}")).filter(|path| !path.is_empty());
+        of("OTEL_EXPORTER_OTLP_TRACES_").or_else(|| of("OTEL_EXPORTER_OTLP_")).map(PathBuf::from)
+    };
+    let (ca, cert, key) = (file("CERTIFICATE"), file("CLIENT_CERTIFICATE"), file("CLIENT_KEY"));
+    ClientFiles { ca, cert, key, token: None }
+}
+
+/// Says in the log when spans can't be sent: once, until they can again.
+#[derive(Debug)]
+struct Told<E> {
+    to: E,
+    failing: AtomicBool,
+}
+
+impl<E: SpanExporter> SpanExporter for Told<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let sent = self.to.export(batch).await;
+        match &sent {
+            Ok(()) => self.failing.store(false, Ordering::Relaxed),
+            Err(error) if !self.failing.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(%error, "spans are dropped: the collector doesn't take them");
+            }
+            Err(_) => {}
+        }
+        sent
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.to.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.to.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.to.set_resource(resource);
+    }
+}
+
+/// The trace and the span that this thread works for, in hexadecimal.
+pub(crate) fn ids() -> Option<(String, String)> {
+    if !TRACED.load(Ordering::Relaxed) {
+        return None;
+    }
+    Context::map_current(|context| {
+        let span = context.span();
+        let of = span.span_context();
+        of.is_valid().then(|| (of.trace_id().to_string(), of.span_id().to_string()))
+    })
 }
 
 /// Makes this span part of the trace that the text names, if it names one; and says what it is. The span needs the fields

@@ -15,12 +15,17 @@ impl Traces {
     }
 
     /// A layer that does nothing.
-    pub fn layer<S>(&self) -> Identity {
+    pub fn layer(&self) -> Identity {
         Identity::new()
     }
 
     /// Nothing is left.
     pub fn end(self) {}
+}
+
+/// Nothing is traced.
+pub(crate) fn ids() -> Option<(String, String)> {
+    None
 }
 
 /// Nothing is traced.

@@ -68,7 +68,8 @@ records!(
     DecisionRecord,
     CutoffRecord,
     SegmentRecord,
-    RangeRecord
+    RangeRecord,
+    SlotRecord
 );
 
 fn known_tags(name: &str) -> &'static [u32] {

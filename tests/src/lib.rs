@@ -16,6 +16,7 @@ pub mod invariants;
 pub mod library;
 pub mod pki;
 pub mod process;
+pub mod raw;
 pub mod scrape;
 pub mod wait;
 

@@ -1,8 +1,16 @@
 //! What an operator's programs ask a process.
 
 use std::collections::BTreeMap;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// One GET over HTTP/1.1: the status and the body.
 ///
@@ -14,7 +22,29 @@ pub async fn get(address: &str, path: &str) -> (u16, String) {
 
 /// The same; `None`: there is no answer.
 pub async fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
+    asked(TcpStream::connect(address).await.ok()?, address, path).await
+}
+
+/// The same by TLS, with a server whose certificate is of this CA (PEM) and for the address.
+pub async fn try_get_tls(address: &str, path: &str, ca: &Path) -> Option<(u16, String)> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).expect("a CA") {
+        roots.add(certificate.expect("a certificate")).expect("a CA");
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = config.with_protocol_versions(&[&TLS13]).expect("ring has TLS 1.3");
+    let connector = TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
+    let (host, _) = address.rsplit_once(':')?;
+    let name = ServerName::try_from(host.to_owned()).expect("a name");
+    let stream = connector.connect(name, TcpStream::connect(address).await.ok()?).await.ok()?;
+    asked(stream, address, path).await
+}
+
+async fn asked(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: &str,
+    path: &str,
+) -> Option<(u16, String)> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();

@@ -117,6 +117,11 @@ pub struct TlsConnection<S> {
 }
 
 impl<S> TlsConnection<S> {
+    /// The connection below.
+    pub fn get_ref(&self) -> &S {
+        self.stream.get_ref().0
+    }
+
     fn new(stream: TlsStream<S>) -> io::Result<Self> {
         let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = match presented {

@@ -10,9 +10,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::EnvFilter;
 use tranche_ops::trace::Traces;
 use tranche_worker::handlers::{Noop, Object};
 use tranche_worker::{Handler, Worker, WorkerError};
@@ -84,6 +82,14 @@ async fn run(settings: Settings) -> ExitCode {
     // Hung up on when this returns, whatever is open.
     let _ended = ended.clone().drop_guard();
     if let Some(address) = settings.ops_listen {
+        let tls = settings.ops_tls.map(|files| files.start_for(&[b"http/1.1"])).transpose();
+        let tls = match tls {
+            Ok(tls) => tls,
+            Err(error) => {
+                eprintln!("tranche-worker: {error}");
+                return ExitCode::from(BAD_CONFIG);
+            }
+        };
         let bound = async {
             let listener = tokio::net::TcpListener::bind(address).await?;
             let bound = listener.local_addr()?;
@@ -98,8 +104,14 @@ async fn run(settings: Settings) -> ExitCode {
         };
         writeln!(std::io::stdout(), "ops port on {bound}").ok();
         info!(address = %bound, "ops port");
-        let operator = Arc::new(worker.operator());
-        tokio::spawn(tranche_ops::serve(tranche_ops::incoming(listener), operator, ended));
+        let (operator, incoming) = (Arc::new(worker.operator()), tranche_ops::incoming(listener));
+        match tls {
+            None => tokio::spawn(tranche_ops::serve(incoming, operator, ended)),
+            Some(tls) => {
+                let incoming = Box::pin(tranche_tls::accept(incoming, tls));
+                tokio::spawn(tranche_ops::serve(incoming, operator, ended))
+            }
+        };
     }
     let mut attached = worker.attached();
     let announce = async {
@@ -158,12 +170,6 @@ impl Signals {
 fn start_log(settings: &Settings, traces: Option<&Traces>) -> Result<(), String> {
     let filter = EnvFilter::try_new(&settings.log)
         .map_err(|error| format!("log = {:?}: must be a level or a filter: {error}", settings.log))?;
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let log = match settings.log_format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
-        LogFormat::Json => log.json().boxed(),
-    };
-    let traces = traces.map(Traces::layer);
-    tracing_subscriber::registry().with(log.with_filter(filter)).with(traces).init();
+    tranche_ops::logs::start(filter, settings.log_format == LogFormat::Json, traces);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tranche_tls::{ClientFiles, Credentials};
+use tranche_tls::{ClientFiles, Credentials, ServerFiles};
 use tranche_worker::Config;
 
 /// The handlers that are built in.
@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) handlers: Vec<String>,
     pub(crate) allow_roots: Vec<PathBuf>,
     pub(crate) ops_listen: Option<SocketAddr>,
+    /// Of the ops port; none: it speaks clear text.
+    pub(crate) ops_tls: Option<ServerFiles>,
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
@@ -80,6 +82,13 @@ struct Flags {
     /// Address of /metrics, /livez and /readyz; port 0 takes a free one [default: none].
     #[arg(long, env = "TRANCHE_WORKER_OPS_LISTEN", value_name = "IP:PORT")]
     ops_listen: Option<SocketAddr>,
+    /// Server certificate of --ops-listen (PEM); with --ops-tls-key. Not --tls-cert, which is a client's
+    /// [default: none, it speaks clear text].
+    #[arg(long, env = "TRANCHE_WORKER_OPS_TLS_CERT", value_name = "FILE")]
+    ops_tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, env = "TRANCHE_WORKER_OPS_TLS_KEY", value_name = "FILE")]
+    ops_tls_key: Option<PathBuf>,
     /// URL of an OpenTelemetry collector that traces are sent to, by OTLP over gRPC [default: none].
     #[arg(long, env = "TRANCHE_WORKER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
@@ -118,6 +127,8 @@ struct File {
     handlers: Option<Vec<String>>,
     labels: Option<BTreeMap<String, String>>,
     ops_listen: Option<SocketAddr>,
+    ops_tls_cert: Option<PathBuf>,
+    ops_tls_key: Option<PathBuf>,
     otlp_endpoint: Option<String>,
     insecure: Option<bool>,
     log: Option<String>,
@@ -165,15 +176,32 @@ impl Settings {
             return Err("handlers = []: at least one is needed".into());
         }
         let ops_listen = flags.ops_listen.or(file.ops_listen);
+        let pair = (flags.ops_tls_cert.or(file.ops_tls_cert), flags.ops_tls_key.or(file.ops_tls_key));
+        let ops_tls = match pair {
+            (Some(cert), Some(key)) => {
+                Some(ServerFiles { cert, key, client_ca: None, client_required: false })
+            }
+            (None, None) => None,
+            (Some(_), None) => return Err("ops_tls_key is required with ops_tls_cert".into()),
+            (None, Some(_)) => return Err("ops_tls_cert is required with ops_tls_key".into()),
+        };
+        if ops_tls.is_some() && ops_listen.is_none() {
+            return Err("ops_tls_cert is for the port of ops_listen, and there is none".into());
+        }
         let insecure = flags.insecure.or(file.insecure).unwrap_or(false);
-        if let Some(ops) = ops_listen.filter(|ops| !tranche_ops::is_loopback(ops.ip()) && !insecure) {
+        if let Some(ops) = ops_listen
+            && !tranche_ops::is_loopback(ops.ip())
+            && ops_tls.is_none()
+            && !insecure
+        {
             return Err(format!(
-                "ops_listen = \"{ops}\": other machines could read the metrics in clear text; listen on loopback, \
-                 or set insecure = true (--insecure) in a network you trust"
+                "ops_listen = \"{ops}\": other machines could read the metrics in clear text; listen on loopback, set \
+                 ops_tls_cert and ops_tls_key, or set insecure = true (--insecure) in a network you trust"
             ));
         }
         Ok(Self {
             ops_listen,
+            ops_tls,
             otlp_endpoint: flags.otlp_endpoint.or(file.otlp_endpoint),
             worker,
             handlers,

@@ -31,8 +31,30 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     duration(&mut found, "backup_after", config.backup_after, ms(10)..=60 * MINUTE);
     duration(&mut found, "late_sweep_after", config.late_sweep_after, Duration::ZERO..=24 * 60 * MINUTE);
     number(&mut found, "max_concurrent_requests", config.max_concurrent_requests, 1..=1_000_000);
+    number(&mut found, "max_calls_per_second", config.max_calls_per_second, 0..=1_000_000);
+    if let Some(burst) = config.max_call_burst {
+        number(&mut found, "max_call_burst", burst, 1..=1_000_000);
+    }
+    number(&mut found, "max_connections", config.max_connections, 1..=1_000_000);
+    if let Some(most) = config.max_peer_connections {
+        number(&mut found, "max_peer_connections", most, 1..=1_000_000);
+    }
+    duration(&mut found, "peer_timeout", config.peer_timeout, ms(100)..=10 * MINUTE);
+    duration(&mut found, "append_idle_timeout", config.append_idle_timeout, ms(100)..=24 * 60 * MINUTE);
     number(&mut found, "max_watchers", config.max_watchers, 1..=100_000);
     number(&mut found, "max_append_streams", config.max_append_streams, 1..=10_000);
+    number(&mut found, "max_workers", config.max_workers, 1..=100_000);
+    for (field, value, most) in [
+        ("max_watchers_per_namespace", config.max_watchers_per_namespace, 100_000),
+        ("max_append_streams_per_namespace", config.max_append_streams_per_namespace, 10_000),
+        ("max_workers_per_identity", config.max_workers_per_identity, 100_000),
+    ] {
+        if let Some(value) = value {
+            number(&mut found, field, value, 1..=most);
+        }
+    }
+    number(&mut found, "max_batches_per_namespace", config.max_batches_per_namespace, 0..=100_000);
+    number(&mut found, "max_bytes_per_namespace", config.max_bytes_per_namespace, 0..=1 << 50);
     number(
         &mut found,
         "max_append_inflight_bytes",

@@ -95,11 +95,67 @@ pub const FIELDS: &[Field] = &[
     field("handlers", "NAMES", "Handlers known before a worker announced them [default: object,noop]"),
     field("request_timeout", "TIME", "How long a unary call may take, 100ms to 10m [default: 30s]"),
     field("max_concurrent_requests", "N", "Calls at once; more are refused, 1 to 1000000 [default: 1024]"),
+    field(
+        "max_calls_per_second",
+        "N",
+        "Calls a second of one identity or address, 0 (any number) to 1000000 [default: 2000]",
+    ),
+    field(
+        "max_call_burst",
+        "N",
+        "How many of them at once, 1 to 1000000 [default: twice --max-calls-per-second]",
+    ),
+    field(
+        "max_connections",
+        "N",
+        "Connections at once; the oldest without a call makes room, or one more is refused, 1 to 1000000 [default: 16384]",
+    ),
+    field(
+        "max_peer_connections",
+        "N",
+        "Connections of one address at once; more are refused, 1 to 1000000 [default: no limit]",
+    ),
+    field(
+        "peer_timeout",
+        "TIME",
+        "How long a peer may be silent at first, or leave unread what is sent to it, 100ms to 10m [default: 30s]",
+    ),
     field("max_watchers", "N", "WatchBatch streams at once; more are refused, 1 to 100000 [default: 1024]"),
     field(
         "max_append_streams",
         "N",
         "AppendTasks streams at once; more are refused, 1 to 10000 [default: 256]",
+    ),
+    field(
+        "max_watchers_per_namespace",
+        "N",
+        "Those of one namespace, 1 to 100000 [default: half of them with --identities, else all]",
+    ),
+    field(
+        "max_append_streams_per_namespace",
+        "N",
+        "Those of one namespace, 1 to 10000 [default: half of them with --identities, else all]",
+    ),
+    field("max_workers", "N", "Streams of workers at once; more are refused, 1 to 100000 [default: 16384]"),
+    field(
+        "max_workers_per_identity",
+        "N",
+        "Those of one identity, 1 to 100000 [default: half of them with --identities, else all]",
+    ),
+    field(
+        "max_batches_per_namespace",
+        "N",
+        "Batches of one namespace that haven't ended, 0 (any number) to 100000 [default: 10000]",
+    ),
+    field(
+        "max_bytes_per_namespace",
+        "SIZE",
+        "Bytes of tasks in them, 0 (any number) to 1048576GiB [default: 0]",
+    ),
+    field(
+        "append_idle_timeout",
+        "TIME",
+        "How long an AppendTasks stream may bring nothing, 100ms to 24h [default: 10m]",
     ),
     field(
         "max_append_inflight_bytes",
@@ -240,8 +296,24 @@ impl Reader {
         });
         self.set(&mut config.request_timeout, "request_timeout", time);
         self.set(&mut config.max_concurrent_requests, "max_concurrent_requests", number);
+        self.set(&mut config.max_calls_per_second, "max_calls_per_second", number);
+        self.set(&mut config.max_call_burst, "max_call_burst", |text| number(text).map(Some));
         self.set(&mut config.max_watchers, "max_watchers", number);
         self.set(&mut config.max_append_streams, "max_append_streams", number);
+        for (name, slot) in [
+            ("max_watchers_per_namespace", &mut config.max_watchers_per_namespace),
+            ("max_append_streams_per_namespace", &mut config.max_append_streams_per_namespace),
+            ("max_workers_per_identity", &mut config.max_workers_per_identity),
+        ] {
+            self.set(slot, name, |text| number(text).map(Some));
+        }
+        self.set(&mut config.max_workers, "max_workers", number);
+        self.set(&mut config.max_batches_per_namespace, "max_batches_per_namespace", number);
+        self.set(&mut config.max_bytes_per_namespace, "max_bytes_per_namespace", size);
+        self.set(&mut config.max_connections, "max_connections", number);
+        self.set(&mut config.max_peer_connections, "max_peer_connections", |text| number(text).map(Some));
+        self.set(&mut config.peer_timeout, "peer_timeout", time);
+        self.set(&mut config.append_idle_timeout, "append_idle_timeout", time);
         self.set(&mut config.max_append_inflight_bytes, "max_append_inflight_bytes", size);
         self.set(&mut config.shutdown_grace, "shutdown_grace", time);
         self.set(&mut config.retry_pause, "retry_pause", time);

@@ -91,8 +91,20 @@ fn every_field_can_be_given_in_every_way() {
         ("handlers", "a,b"),
         ("request_timeout", "12s"),
         ("max_concurrent_requests", "13"),
+        ("max_calls_per_second", "0"),
+        ("max_call_burst", "5"),
         ("max_watchers", "14"),
         ("max_append_streams", "15"),
+        ("max_watchers_per_namespace", "6"),
+        ("max_append_streams_per_namespace", "7"),
+        ("max_workers", "8"),
+        ("max_workers_per_identity", "9"),
+        ("max_batches_per_namespace", "0"),
+        ("max_bytes_per_namespace", "3GiB"),
+        ("max_connections", "130"),
+        ("max_peer_connections", "131"),
+        ("peer_timeout", "13s"),
+        ("append_idle_timeout", "15s"),
         ("max_append_inflight_bytes", "16MiB"),
         ("shutdown_grace", "17s"),
         ("retry_pause", "18s"),
@@ -135,8 +147,20 @@ fn every_field_can_be_given_in_every_way() {
         handlers: vec!["a".into(), "b".into()],
         request_timeout: Duration::from_secs(12),
         max_concurrent_requests: 13,
+        max_calls_per_second: 0,
+        max_call_burst: Some(5),
         max_watchers: 14,
         max_append_streams: 15,
+        max_watchers_per_namespace: Some(6),
+        max_append_streams_per_namespace: Some(7),
+        max_workers: 8,
+        max_workers_per_identity: Some(9),
+        max_batches_per_namespace: 0,
+        max_bytes_per_namespace: 3 << 30,
+        max_connections: 130,
+        max_peer_connections: Some(131),
+        peer_timeout: Duration::from_secs(13),
+        append_idle_timeout: Duration::from_secs(15),
         max_append_inflight_bytes: 16 << 20,
         shutdown_grace: Duration::from_secs(17),
         retry_pause: Duration::from_secs(18),
@@ -229,8 +253,20 @@ fn bounds_hold_at_n_and_refuse_n_plus_one() {
         ("backup_after", ["10ms", "1h"], ["9ms", "3600001ms"]),
         ("late_sweep_after", ["0s", "24h"], ["86400001ms", "25h"]),
         ("max_concurrent_requests", ["1", "1000000"], ["0", "1000001"]),
+        ("max_calls_per_second", ["0", "1000000"], ["1000001", "1000001"]),
+        ("max_call_burst", ["1", "1000000"], ["0", "1000001"]),
+        ("max_connections", ["1", "1000000"], ["0", "1000001"]),
+        ("max_peer_connections", ["1", "1000000"], ["0", "1000001"]),
+        ("peer_timeout", ["100ms", "10m"], ["99ms", "601s"]),
+        ("append_idle_timeout", ["100ms", "24h"], ["99ms", "86401s"]),
         ("max_watchers", ["1", "100000"], ["0", "100001"]),
         ("max_append_streams", ["1", "10000"], ["0", "10001"]),
+        ("max_watchers_per_namespace", ["1", "100000"], ["0", "100001"]),
+        ("max_append_streams_per_namespace", ["1", "10000"], ["0", "10001"]),
+        ("max_workers", ["1", "100000"], ["0", "100001"]),
+        ("max_workers_per_identity", ["1", "100000"], ["0", "100001"]),
+        ("max_batches_per_namespace", ["0", "100000"], ["100001", "100001"]),
+        ("max_bytes_per_namespace", ["0", "1048576GiB"], ["1125899906842625", "1048577GiB"]),
         ("max_append_inflight_bytes", ["4MiB", "1GiB"], ["4194303", "1073741825"]),
     ] {
         for value in good {
@@ -249,6 +285,17 @@ fn bounds_hold_at_n_and_refuse_n_plus_one() {
         assert!(problem(load(None, &[], &[("handlers", handlers)])).starts_with("handlers"));
     }
     load(None, &[], &[("handlers", &"x".repeat(63))]).expect("63 characters");
+}
+
+#[test]
+fn a_share_leaves_some_to_others_where_there_are_others() {
+    let all = Config { max_watchers: 7, max_workers: 9, ..Config::default() };
+    assert_eq!((all.watchers_share().most, all.workers_share().most), (7, 9));
+    let security = Security { identities: Some("/i".into()), ..Security::default() };
+    let shared = Config { security, ..all };
+    assert_eq!((shared.watchers_share().most, shared.appenders_share().most), (4, 128));
+    let given = Config { max_watchers_per_namespace: Some(7), max_workers_per_identity: Some(1), ..shared };
+    assert_eq!((given.watchers_share().most, given.workers_share().most), (7, 1));
 }
 
 #[test]

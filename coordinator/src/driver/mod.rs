@@ -13,8 +13,8 @@ pub(crate) use act::{FRAME_BYTES, in_frames, phase_to_proto};
 pub use handle::{Handle, INPUT_BOUND, Input, Op};
 
 use crate::error::Error;
-use crate::node::{Live, Shared, Term, View};
-use crate::store::keys::BatchKey;
+use crate::node::{Driven, Live, Shared, Term, View};
+use crate::store::keys::{self, BatchKey};
 use crate::store::{StoreError, Txn, TxnOutcome, commit};
 use act::Deliveries;
 use handle::Progress;
@@ -27,8 +27,10 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tranche_engine::{
-    Answer, Batch, Epoch, Event, OpId, Refusal, Settings, State, StateRecord, Token, WorkerKey, Write,
+    Answer, Batch, Epoch, Event, OpId, Refusal, Segment, Settings, State, StateRecord, Token, WorkerKey,
+    Write,
 };
+use tranche_proto::stored::Stored;
 use tranche_proto::v1;
 
 /// Inputs worked in before the next step: with the engine's own bound a step's worth.
@@ -75,6 +77,8 @@ pub struct Driver {
     /// The state that was counted last.
     counted: StateRecord,
     progress: Progress,
+    /// What it counts for among its namespace's.
+    driven: Driven,
 }
 
 impl Driver {
@@ -96,6 +100,10 @@ impl Driver {
         let counted = loaded.records.state.clone();
         let progress = Progress::default();
         progress.made(now.at);
+        let driven = shared.bytes.drive(&key.namespace, bytes(loaded.records.segments.values()));
+        if let Some(slot) = loaded.spec.slot {
+            shared.slots.taken(&key.namespace, slot);
+        }
         let batch = Batch::new(spec, epoch, settings, loaded.records, now);
         let (sender, inputs) = mpsc::channel(INPUT_BOUND);
         let view = view_of(&key, &loaded.spec, &batch, &loaded.ledger);
@@ -121,6 +129,7 @@ impl Driver {
             ended: false,
             counted,
             progress,
+            driven,
         };
         (driver, handle)
     }
@@ -281,8 +290,23 @@ impl Driver {
                 }
             };
         }
-        let txn = Arc::new(self.ledger.transaction(&write, decision.as_ref()));
+        let txn = Arc::new(self.slotted(self.ledger.transaction(&write, decision.as_ref()), &write));
         Ok(InFlight { write, decision, txn })
+    }
+
+    /// The same with what it changes of the batch's slot, which nobody else writes.
+    fn slotted(&self, txn: Txn, write: &Write) -> Txn {
+        let Some(slot) = self.spec.slot else { return txn };
+        let key = keys::slot(&self.key.namespace, slot);
+        if write.release {
+            txn.delete(key)
+        } else if self.shared.bytes.told() && !write.segments.is_empty() {
+            let bytes = self.driven.bytes() + bytes(&write.segments);
+            let record = v1::SlotRecord { batch: self.key.to_string(), bytes: bytes.cast_signed() };
+            txn.put(key, Stored::new(record).encode())
+        } else {
+            txn
+        }
     }
 
     async fn write_report(
@@ -339,6 +363,10 @@ impl Driver {
                 for segment in &flight.write.segments {
                     self.shared.metrics.batches.appended(segment.run.len(), segment.bytes);
                 }
+                self.driven.set(self.driven.bytes() + bytes(&flight.write.segments));
+                if let Some(slot) = self.spec.slot.filter(|_| flight.write.release) {
+                    self.shared.slots.freed(&self.key.namespace, slot);
+                }
                 self.count(flight.write.state);
                 let commands = self.batch.written(self.shared.now());
                 self.publish();
@@ -368,6 +396,7 @@ impl Driver {
                     self.ledger = loaded.ledger;
                     // Nobody else writes it: what it is further was a write of ours whose answer was lost.
                     self.count(loaded.records.state.clone());
+                    self.driven.set(bytes(loaded.records.segments.values()));
                     self.batch.reload(loaded.records, self.shared.now());
                     self.publish();
                     return Ok(());
@@ -450,6 +479,10 @@ impl Drop for Driver {
         tracing::debug!(batch.id = %self.key, ended = self.ended, "driver stopped");
         self.shared.dispatch.unregister(&self.key, &self.handler, &self.wake);
     }
+}
+
+fn bytes<'a>(segments: impl IntoIterator<Item = &'a Segment>) -> u64 {
+    segments.into_iter().map(|segment| segment.bytes).sum()
 }
 
 fn view_of(key: &BatchKey, spec: &Arc<v1::SpecRecord>, batch: &Batch, ledger: &Ledger) -> View {

@@ -6,12 +6,15 @@
 
 pub(crate) mod relay;
 
-use super::validate;
+use super::{status, validate};
 use crate::error::Error;
+use crate::node::Open;
 use crate::store::keys::BatchKey;
 use async_trait::async_trait;
 use futures::{Stream, StreamExt, stream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::{Code, Status};
@@ -29,9 +32,11 @@ pub(crate) trait Sink: Send + 'static {
 pub(crate) struct Context {
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// How long the client may bring nothing.
+    pub(crate) idle: Duration,
     /// Given back when the stream is dropped.
     #[expect(dead_code, reason = "held")]
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<Arc<Open>>,
 }
 
 /// The acknowledgements of one stream; `open` gives the sink of the batch that the first message names.
@@ -52,7 +57,7 @@ where
                 let started = tokio::select! {
                     biased;
                     () = context.shutdown.cancelled() => Err(Error::ShuttingDown.into()),
-                    started = start(requests, open, &context.tasks) => started,
+                    started = start(requests, open, &context.tasks, context.idle) => started,
                 };
                 match started {
                     Ok(mut acks) => (acks.first(), Some(acks)),
@@ -73,23 +78,21 @@ async fn start<R, S, F>(
     mut requests: R,
     open: impl FnOnce(BatchKey) -> F,
     tasks: &TaskTracker,
+    idle: Duration,
 ) -> Result<Acks, Status>
 where
     R: Stream<Item = Result<v1::AppendTasksRequest, Status>> + Send + Unpin + 'static,
     S: Sink,
     F: Future<Output = Result<S, Error>>,
 {
-    let first = match requests.next().await {
-        Some(first) => first.map_err(unreadable)?,
-        None => v1::AppendTasksRequest::default(),
-    };
+    let first = next(&mut requests, idle).await?.unwrap_or_default();
     let batch = validate::batch_name("name", &first.name)?;
     validate::append(&batch, &first)?;
     let sink = open(batch.clone()).await?;
     let durable = sink.durable();
     // Ends with its stream: dropping the handle aborts it, and what was pushed by then is as durable as
     // the sink says.
-    let pump = AbortOnDropHandle::new(tasks.spawn(pump(batch.clone(), first, requests, sink)));
+    let pump = AbortOnDropHandle::new(tasks.spawn(pump(batch.clone(), first, requests, sink, idle)));
     Ok(Acks { batch, durable, pump: Some(pump), acked: 0, open: true })
 }
 
@@ -99,6 +102,7 @@ async fn pump<R, S>(
     first: v1::AppendTasksRequest,
     mut requests: R,
     mut sink: S,
+    idle: Duration,
 ) -> Result<u64, Status>
 where
     R: Stream<Item = Result<v1::AppendTasksRequest, Status>> + Send + Unpin,
@@ -110,9 +114,18 @@ where
         if !request.tasks.is_empty() {
             sink.push(first, request.tasks).await?;
         }
-        message = requests.next().await.transpose().map_err(unreadable)?;
+        message = next(&mut requests, idle).await?;
     }
     Ok(sink.finish().await?)
+}
+
+/// The client's next message, if it comes in time.
+async fn next<R>(requests: &mut R, idle: Duration) -> Result<Option<v1::AppendTasksRequest>, Status>
+where
+    R: Stream<Item = Result<v1::AppendTasksRequest, Status>> + Unpin,
+{
+    let next = tokio::time::timeout(idle, requests.next()).await;
+    next.map_err(|_| status::append_idle(idle))?.transpose().map_err(unreadable)
 }
 
 /// A message that is too large even to be read looks to tonic like one beyond the end of something.

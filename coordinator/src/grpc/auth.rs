@@ -10,6 +10,7 @@ use super::ending::{Ending, Side};
 use super::peers::{FORWARDED, ON_BEHALF};
 use super::status;
 use crate::config::OpenService;
+use crate::connections::Visit;
 use crate::identity::{Book, Credential, Granted, Identity, Refused, Role, Roles, rights};
 use futures::future::{BoxFuture, Either, Ready, ready};
 use http::HeaderMap;
@@ -86,7 +87,15 @@ where
             let tcp = peer.tcp.clone();
             request.extensions_mut().insert(tcp);
         }
-        let Some(book) = &self.layer.book else { return Either::Left(self.inner.call(request)) };
+        let welcome = |request: &Request| {
+            if let Some(visit) = request.extensions().get::<Arc<Visit>>() {
+                visit.welcome();
+            }
+        };
+        let Some(book) = &self.layer.book else {
+            welcome(&request);
+            return Either::Left(self.inner.call(request));
+        };
         let target = Target::of(request.uri().path());
         if self.layer.is_open(target) {
             return Either::Left(self.inner.call(request));
@@ -99,6 +108,7 @@ where
                 return Either::Right(Either::Left(ready(Ok(status.into_http()))));
             }
         };
+        welcome(&request);
         tracing::Span::current().record("identity", &*admitted.identity.name);
         request.extensions_mut().insert(admitted.identity);
         // Unary calls are over soon.

@@ -2,9 +2,10 @@
 
 use super::elsewhere::updates;
 use super::peers::{Caller, Client, Owners, Repeat};
-use super::{append, page, status, validate, watch};
+use super::{append, page, validate, watch};
 use crate::config::Config;
 use crate::error::Error;
+use crate::identity::Scope;
 use crate::node::{ListFilter, Node};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -12,7 +13,6 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
@@ -32,28 +32,9 @@ pub(crate) struct Batches {
     pub(super) owners: Owners,
     /// The longest that a call takes.
     limit: Duration,
+    append_idle: Duration,
     shutdown: CancellationToken,
     tasks: TaskTracker,
-    watchers: Limit,
-    appenders: Limit,
-}
-
-/// How many streams of a kind may be open.
-#[derive(Clone)]
-struct Limit {
-    what: &'static str,
-    most: usize,
-    free: Arc<Semaphore>,
-}
-
-impl Limit {
-    fn new(what: &'static str, most: usize, free: &Arc<Semaphore>) -> Self {
-        Self { what, most, free: free.clone() }
-    }
-
-    fn enter(&self) -> Result<OwnedSemaphorePermit, Status> {
-        self.free.clone().try_acquire_owned().map_err(|_| status::overloaded(self.what, self.most))
-    }
 }
 
 impl Batches {
@@ -63,13 +44,11 @@ impl Batches {
         shutdown: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        let shared = owners.node.shared();
         Self {
-            watchers: Limit::new("watchers", config.max_watchers, &shared.watchers),
-            appenders: Limit::new("append streams", config.max_append_streams, &shared.appenders),
             node: owners.node.clone(),
             owners,
             limit: config.request_timeout,
+            append_idle: config.append_idle_timeout,
             shutdown,
             tasks,
         }
@@ -93,14 +72,24 @@ impl BatchService for Batches {
         &self,
         request: Request<Streaming<v1::AppendTasksRequest>>,
     ) -> Result<Response<Self::AppendTasksStream>, Status> {
+        let (owners, caller) = (self.owners.clone(), Caller::of(&request, self.limit));
+        let place = Arc::new(self.node.shared().appenders.enter()?);
+        if let Scope::Namespace(namespace) = caller.scope() {
+            // Before it says what it wants, which it may take its time to.
+            caller.takes(&place, namespace)?;
+        }
+        let tasks = self.tasks.clone();
         let context = append::Context {
             shutdown: self.shutdown.clone(),
-            tasks: self.tasks.clone(),
-            permit: Some(self.appenders.enter()?),
+            tasks: tasks.clone(),
+            idle: self.append_idle,
+            place: Some(place.clone()),
         };
-        let (owners, caller) = (self.owners.clone(), Caller::of(&request, self.limit));
-        let tasks = self.tasks.clone();
-        let open = move |batch| append::relay::open(owners, caller, batch, tasks);
+        let open = move |batch| async move {
+            let batch = caller.sees(batch)?;
+            caller.takes(&place, &batch.namespace)?;
+            append::relay::open(owners, caller, batch, tasks).await
+        };
         Ok(Response::new(append::responses(request.into_inner(), open, context).boxed()))
     }
 
@@ -156,12 +145,13 @@ impl BatchService for Batches {
         let limit = self.limit;
         let caller = Caller::of(&request, limit);
         let batch = caller.sees(validate::batch_name("name", &request.into_inner().name)?)?;
-        let permit = self.watchers.enter()?;
+        let place = self.node.shared().watchers.enter()?;
+        caller.takes(&place, &batch.namespace)?;
         let first = updates(self.owners.clone(), caller.clone(), batch.clone(), false).await?;
         let owners = self.owners.clone();
         let next = (!caller.forwarded)
             .then_some(move || updates(owners.clone(), caller.renewed(limit), batch.clone(), true));
-        Ok(Response::new(watch::follow(first, next, self.shutdown.clone(), Some(permit))))
+        Ok(Response::new(watch::follow(first, next, self.shutdown.clone(), Some(place))))
     }
 
     async fn commit_batch(
@@ -301,17 +291,5 @@ mod tests {
         assert_ne!(query(&[], &[("1", "2")]), query(&[1, 2], &[]));
         assert_ne!(query(&[], &[("a", "b")]), query(&[], &[("b", "a")]));
         assert_ne!(batches_query("a", &request(&[], &[])), batches_query("b", &request(&[], &[])));
-    }
-
-    #[test]
-    fn one_stream_over_the_limit_is_refused_until_one_ends() {
-        let limit = Limit::new("watchers", 2, &Arc::new(Semaphore::new(2)));
-        let one = limit.enter().expect("the first");
-        let _two = limit.enter().expect("the second");
-        let status = limit.enter().expect_err("the third");
-        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
-        assert_eq!(status.message(), "too many watchers at once, the limit is 2");
-        drop(one);
-        drop(limit.enter().expect("free again"));
     }
 }

@@ -127,6 +127,7 @@ where
         };
         let limited = LIMITED.iter().any(|prefix| request.uri().path().starts_with(prefix));
         let layer = self.layer.clone();
+        let timeout = asked_time(&request).map_or(layer.timeout, |asked| asked.min(layer.timeout));
         // The one that was polled ready is the one to call.
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
@@ -134,16 +135,17 @@ where
             let started = tokio::time::Instant::now();
             let mut response = if ours && layer.shutdown.is_cancelled() {
                 refusal(Error::ShuttingDown.into())
-            } else if limited {
-                match layer.free.clone().try_acquire_owned() {
-                    Err(_) => refusal(status::overloaded("calls", layer.most)),
-                    Ok(_permit) => match tokio::time::timeout(layer.timeout, inner.call(request)).await {
-                        Ok(response) => response?,
-                        Err(_) => refusal(status::timed_out(layer.timeout)),
-                    },
-                }
             } else {
-                inner.call(request).await?
+                let permit = if limited { Some(layer.free.clone().try_acquire_owned()) } else { None };
+                if let Some(Err(_)) = permit {
+                    refusal(Error::Busy { what: "calls", limit: layer.most }.into())
+                } else {
+                    // Also of what isn't ours: a request may never end.
+                    match tokio::time::timeout(timeout, inner.call(request)).await {
+                        Ok(response) => response?,
+                        Err(_) => refusal(status::timed_out(timeout)),
+                    }
+                }
             };
             if !ours {
                 response = response.map(|body| until_shutdown(body, layer.shutdown.clone()));
@@ -195,6 +197,25 @@ fn refusal(status: Status) -> Response {
     status.into_http()
 }
 
+/// How long the caller waits (`grpc-timeout`: up to eight digits and a unit).
+fn asked_time(request: &Request) -> Option<Duration> {
+    let text = request.headers().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_hours(number),
+        "M" => Duration::from_mins(number),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
 fn request_id(request: &Request) -> HeaderValue {
     let given = request.headers().get(REQUEST_ID);
     given
@@ -236,8 +257,33 @@ mod tests {
         let mut calls = layer(1).layer(service_fn(never));
         let response = calls.call(request(GET)).await.expect("answered");
         assert_eq!(reason(&response), (Code::DeadlineExceeded, "REQUEST_TIMEOUT".to_owned()));
-        let free = tokio::time::timeout(Duration::from_mins(1), calls.call(request("/other/Stream"))).await;
-        assert!(free.is_err(), "others have no time limit");
+        let response = calls.call(request("/grpc.health.v1.Health/Check")).await.expect("answered");
+        assert_eq!(reason(&response).0, Code::DeadlineExceeded, "a request that never ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_may_ask_for_less_time_and_not_for_more() {
+        let mut calls = layer(1).layer(service_fn(never));
+        for (asked, waited) in [
+            ("250m", Duration::from_millis(250)),
+            ("2S", Duration::from_secs(2)),
+            ("900000u", Duration::from_millis(900)),
+            ("500000n", Duration::from_micros(500)),
+            ("4S", Duration::from_secs(3)),
+            ("99999999H", Duration::from_secs(3)),
+            ("123456789m", Duration::from_secs(3)),
+            ("S", Duration::from_secs(3)),
+            ("1x", Duration::from_secs(3)),
+            ("", Duration::from_secs(3)),
+        ] {
+            let mut request = request(GET);
+            request.headers_mut().insert("grpc-timeout", asked.parse().expect("a value"));
+            let began = tokio::time::Instant::now();
+            let response = calls.call(request).await.expect("answered");
+            assert_eq!(reason(&response), (Code::DeadlineExceeded, "REQUEST_TIMEOUT".to_owned()), "{asked}");
+            // The clock of timers has milliseconds.
+            assert_eq!(began.elapsed().as_millis(), waited.as_millis().max(1), "{asked}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

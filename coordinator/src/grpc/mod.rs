@@ -12,6 +12,7 @@ pub mod layers;
 mod meter;
 pub(crate) mod page;
 mod peers;
+pub mod rate;
 pub mod status;
 mod told;
 pub(crate) mod validate;
@@ -19,20 +20,27 @@ mod watch;
 pub mod worker;
 
 use crate::config::Config;
+use crate::connections::{Door, KEEPALIVE_INTERVAL, Seated, Visiting};
 use crate::node::Node;
 use crate::peers::Peers;
+use futures::Stream;
+use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
-use tower::layer::util::{Identity, Stack};
+use tower::ServiceBuilder;
 use tranche_proto::v1::admin_service_server::AdminServiceServer;
 use tranche_proto::v1::batch_service_server::BatchServiceServer;
-use tranche_proto::{FILE_DESCRIPTOR_SET, HTTP2_FRAME_BYTES, MAX_APPEND_BYTES};
+use tranche_proto::{FILE_DESCRIPTOR_SET, MAX_APPEND_BYTES};
 
 /// The services whose health is told, beside the whole ("").
 const SERVICES: [&str; 3] =
@@ -42,22 +50,11 @@ const SERVICES: [&str; 3] =
 pub const LIVE: &str = "tranche.live";
 /// A message a little over the limit is still read, so that it can be refused with its field.
 const MAX_MESSAGE_BYTES: usize = MAX_APPEND_BYTES + 1024 * 1024;
-/// A ping when nothing came for this long: below the idle limits of usual load balancers.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// A connection whose ping isn't answered for this long is dead.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls and streams of one connection; the process's limits are in [`Config`].
-const MAX_CONNECTION_STREAMS: u32 = 1024;
-/// The most bytes of a call's headers: ours are a few hundred.
-const MAX_HEADER_BYTES: u32 = 16 * 1024;
-
-/// A router with our layers.
-pub type Routes = Router<Stack<auth::AuthLayer, Stack<layers::CallLayer, Identity>>>;
 
 /// All there is to serve.
 pub struct Services {
-    /// Takes further services (`add_service`); then `serve_with_incoming_shutdown`, with [`incoming`].
-    pub router: Routes,
+    /// Takes further services, and serves them.
+    pub router: Router,
     /// Says whether we serve; to be told before the router runs.
     pub health: Health,
     /// The tasks of open append streams. They end with their streams; close and wait for it after the
@@ -88,7 +85,7 @@ pub fn routes_over(
     auth: auth::AuthLayer,
 ) -> Services {
     let tasks = TaskTracker::new();
-    let metrics = node.shared().metrics.calls.clone();
+    let metrics = node.shared().metrics.clone();
     let owners = peers::Owners::new(node, peers, config.max_append_inflight_bytes);
     let batches = batch::Batches::new(owners.clone(), config, shutdown.clone(), tasks.clone());
     let reporter = HealthReporter::new();
@@ -104,26 +101,71 @@ pub fn routes_over(
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
     let (most, timeout) = (config.max_concurrent_requests, config.request_timeout);
-    let calls = layers::CallLayer::new(most, timeout, shutdown.clone()).counted(metrics);
-    let router = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(MAX_CONNECTION_STREAMS)
-        .max_frame_size(Some(HTTP2_FRAME_BYTES))
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .layer(calls.clone())
-        .layer(auth)
-        .add_service(BatchServiceServer::new(batches).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    let calls = layers::CallLayer::new(most, timeout, shutdown.clone()).counted(metrics.calls.clone());
+    let batches = BatchServiceServer::new(batches).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let routes = Routes::new(batches)
         .add_service(AdminServiceServer::new(admin::Admin { owners, limit: config.request_timeout }))
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))
         .add_service(descriptors().build_v1().expect("our own descriptors"))
         .add_service(descriptors().build_v1alpha().expect("our own descriptors"));
+    let door = Door::new(config, metrics.connections.clone());
+    let rate = rate::RateLayer::new(config.rate());
+    let router = Router { routes, calls: calls.clone(), auth, rate, door };
     Services { router, health: Health(reporter), tasks, calls }
 }
 
+/// Our services with their layers.
+pub struct Router {
+    routes: Routes,
+    calls: layers::CallLayer,
+    auth: auth::AuthLayer,
+    rate: rate::RateLayer,
+    door: Door,
+}
+
+impl Router {
+    /// One more service.
+    pub fn add_service<S>(self, service: S) -> Self
+    where
+        S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        Self { routes: self.routes.add_service(service), ..self }
+    }
+
+    /// The way in, for [`Router::serve`].
+    pub(crate) fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// Serves connections that the door let in, until `shutdown` and then until they are done.
+    pub(crate) async fn serve<C>(
+        self,
+        incoming: impl Stream<Item = io::Result<C>> + Send + 'static,
+        shutdown: CancellationToken,
+    ) where
+        C: Visiting + Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        C::ConnectInfo: Clone + Send + Sync + 'static,
+    {
+        let layers = ServiceBuilder::new().layer(self.calls).layer(self.auth).layer(self.rate);
+        let service = layers.service(self.routes.prepare());
+        self.door.serve(service, incoming, shutdown).await;
+    }
+}
+
 /// Connections with `TCP_NODELAY`: without it a small call waits some 40 ms for Nagle's algorithm.
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL))
+pub(crate) fn incoming(
+    listener: TcpListener,
+    door: &Door,
+) -> impl Stream<Item = io::Result<Seated<TcpStream>>> + Send + 'static {
+    let incoming =
+        TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    door.admit(incoming, |stream| stream.peer_addr().ok())
 }
 
 /// What `grpc.health.v1` says.

@@ -7,7 +7,7 @@ use super::layers::REQUEST_ID;
 use super::{status, validate};
 use crate::error::Error;
 use crate::identity::{Identity, Scope};
-use crate::node::{Member, Node, Place};
+use crate::node::{Member, Node, Open, Place};
 use crate::peers::{Carries, Peer, Peers};
 use crate::store::StoreError;
 use crate::store::keys::BatchKey;
@@ -97,6 +97,11 @@ impl Caller {
             Some(identity) if !identity.sees(&named) => Err(status::namespace_denied(&named, identity)),
             _ => Ok(named),
         }
+    }
+
+    /// Takes an open stream out of a namespace's share. One that was passed on is counted where its client is.
+    pub(crate) fn takes(&self, stream: &Open, namespace: &str) -> Result<(), Error> {
+        if self.forwarded { Ok(()) } else { stream.belongs(format!("namespaces/{namespace}")) }
     }
 
     /// Who is noted as the author of a decision: what they call themselves, and who they are.

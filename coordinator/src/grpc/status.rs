@@ -3,6 +3,7 @@
 //! Every status carries a `google.rpc.ErrorInfo` of the domain `tranche`, whose reason programs can match;
 //! wrong fields are a `google.rpc.BadRequest`; what may work later carries a `google.rpc.RetryInfo`.
 
+use super::rate::Rate;
 use crate::error::Error;
 use crate::identity::{Identity, rights};
 use crate::store::StoreError;
@@ -21,7 +22,7 @@ const RETRY_SOON: Duration = Duration::from_millis(200);
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
 /// Every reason that a client may be told.
-pub(crate) const REASONS: [&str; 20] = [
+pub(crate) const REASONS: [&str; 23] = [
     "INVALID_ARGUMENT",
     "BATCH_NOT_FOUND",
     "ALREADY_DECIDED",
@@ -31,6 +32,7 @@ pub(crate) const REASONS: [&str; 20] = [
     "APPEND_GAP",
     "APPEND_OVERTAKEN",
     "BATCH_SEALED",
+    "APPEND_IDLE",
     "NO_OWNER",
     "SHUTTING_DOWN",
     "STORE_UNAVAILABLE",
@@ -40,6 +42,8 @@ pub(crate) const REASONS: [&str; 20] = [
     "DAMAGED",
     "OBJECTS_UNAVAILABLE",
     "OVERLOADED",
+    "RATE_LIMITED",
+    "QUOTA_EXCEEDED",
     "REQUEST_TIMEOUT",
     // Of an error that has no reason of ours.
     "OTHER",
@@ -124,6 +128,20 @@ fn table(error: &Error) -> Result<Row, &Status> {
         Error::NotOwned { batch } => {
             row(Code::Unavailable, "NO_OWNER", [("batch", batch.to_string())]).again(RETRY_SOON)
         }
+        Error::Busy { limit, .. } => {
+            row(Code::ResourceExhausted, "OVERLOADED", [("limit", limit.to_string())]).again(RETRY_LATER)
+        }
+        Error::Quota { of, what, limit, setting, passes } => {
+            let metadata = [
+                ("of", of.clone()),
+                ("what", (*what).to_owned()),
+                ("limit", limit.to_string()),
+                ("setting", (*setting).to_owned()),
+            ];
+            let row = row(Code::ResourceExhausted, "QUOTA_EXCEEDED", metadata);
+            // Without a time to wait clients don't try again: somebody has to do something first.
+            if *passes { row.again(RETRY_LATER) } else { row }
+        }
         Error::ShuttingDown => row(Code::Unavailable, "SHUTTING_DOWN", []).again(RETRY_SOON),
         Error::Store(StoreError::Unavailable(_)) => {
             row(Code::Unavailable, "STORE_UNAVAILABLE", []).again(RETRY_LATER)
@@ -165,17 +183,35 @@ impl From<Error> for Status {
     }
 }
 
-/// Too many calls or streams at once.
-pub(crate) fn overloaded(what: &str, limit: usize) -> Status {
-    let metadata = [("limit", limit.to_string())];
-    let row = row(Code::ResourceExhausted, "OVERLOADED", metadata).again(RETRY_LATER);
-    build(row, Vec::new(), format!("too many {what} at once, the limit is {limit}"))
+/// Somebody makes too many calls.
+pub(crate) fn rate_limited(caller: &str, rate: Rate, wait: Duration) -> Status {
+    let metadata = [
+        ("caller", caller.to_owned()),
+        ("limit", rate.per_second.to_string()),
+        ("burst", rate.burst.to_string()),
+    ];
+    let row = row(Code::ResourceExhausted, "RATE_LIMITED", metadata).again(wait);
+    let message = format!(
+        "too many calls by {caller}: {} a second are let in, and {} at once; try again in {wait:?}, make fewer, or have \
+         max_calls_per_second raised",
+        rate.per_second, rate.burst
+    );
+    build(row, Vec::new(), message)
 }
 
 /// A unary call took too long.
 pub(crate) fn timed_out(limit: Duration) -> Status {
     let row = row(Code::DeadlineExceeded, "REQUEST_TIMEOUT", []).again(RETRY_LATER);
     build(row, Vec::new(), format!("call took longer than {limit:?}"))
+}
+
+/// An append stream brought nothing for long.
+pub(crate) fn append_idle(limit: Duration) -> Status {
+    let row = row(Code::Aborted, "APPEND_IDLE", []).again(RETRY_SOON);
+    let text = format!(
+        "nothing came on this stream for {limit:?}, the limit is append_idle_timeout; open another when there is more"
+    );
+    build(row, Vec::new(), text)
 }
 
 /// Nobody known calls.
@@ -228,6 +264,12 @@ mod tests {
     use crate::store::keys::BatchKey;
     use tranche_proto::v1::batch::State;
     use tranche_proto::v1::decision::{Outcome, Reason};
+
+    const QUOTA: &str = "limit=7 of=namespaces/ns setting=max_x what=things";
+
+    fn quota(passes: bool) -> Error {
+        Error::Quota { of: "namespaces/ns".into(), what: "things", limit: 7, setting: "max_x", passes }
+    }
 
     #[test]
     fn each_error_has_its_code_reason_and_metadata() {
@@ -308,6 +350,9 @@ mod tests {
                 "batch=namespaces/ns/batches/b1",
                 true,
             ),
+            (Error::Busy { what: "calls", limit: 7 }, Code::ResourceExhausted, "OVERLOADED", "limit=7", true),
+            (quota(true), Code::ResourceExhausted, "QUOTA_EXCEEDED", QUOTA, true),
+            (quota(false), Code::ResourceExhausted, "QUOTA_EXCEEDED", QUOTA, false),
             (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN", "", true),
             (StoreError::Unavailable(text()).into(), Code::Unavailable, "STORE_UNAVAILABLE", "", true),
             (StoreError::Unknown(text()).into(), Code::Unavailable, "STORE_OUTCOME_UNKNOWN", "", true),
@@ -355,10 +400,10 @@ mod tests {
 
     #[test]
     fn what_never_reached_the_node_has_details_too() {
-        let status = overloaded("calls", 7);
+        let status = rate_limited("ci", Rate { per_second: 7, burst: 9 }, Duration::from_secs(1));
         assert_eq!(status.code(), Code::ResourceExhausted);
         let details = status.get_error_details();
-        assert_eq!(details.error_info().expect("there").reason, "OVERLOADED");
+        assert_eq!(details.error_info().expect("there").reason, "RATE_LIMITED");
         assert!(details.retry_info().is_some());
         let status = timed_out(Duration::from_secs(3));
         assert_eq!(status.code(), Code::DeadlineExceeded);

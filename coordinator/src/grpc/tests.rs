@@ -29,7 +29,7 @@ struct Served {
     tasks: TaskTracker,
     channel: Channel,
     shutdown: CancellationToken,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: JoinHandle<()>,
 }
 
 impl Served {
@@ -50,8 +50,8 @@ impl Served {
         let node = Arc::new(node);
         let Services { router, health, tasks, .. } = routes(node.clone(), &config, &shutdown);
         health.set(true).await;
-        let ended = shutdown.clone().cancelled_owned();
-        let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming(listener), ended));
+        let incoming = incoming(listener, router.door());
+        let server = tokio::spawn(router.serve(incoming, shutdown.clone()));
         let channel = Channel::from_shared(endpoint).expect("a URL").connect().await.expect("connected");
         Self { _dir: dir, node, health, tasks, channel, shutdown, server }
     }
@@ -74,7 +74,7 @@ impl Served {
     async fn end(self) {
         self.shutdown.cancel();
         drop(self.channel);
-        self.server.await.expect("joined").expect("ended well");
+        self.server.await.expect("joined");
         self.tasks.close();
         self.tasks.wait().await;
         self.node.stopped().await;

@@ -6,13 +6,13 @@
 use super::meter::Meter;
 use super::peers::passing;
 use crate::error::Error;
-use crate::node::{View, Watched};
+use crate::node::{Open, View, Watched};
 use crate::store::keys::BatchKey;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -36,36 +36,33 @@ pub(crate) type Updates = BoxStream<'static, Result<v1::WatchBatchResponse, Stat
 /// The messages about one batch, from owner to owner: `first` is what the present one tells, `next` (none: only
 /// that one is asked for) finds the one after, whose first message must not be older than what any owner
 /// before it told. The client doesn't notice: nothing is told twice, and a decision that fell into the gap is
-/// told before the end. `permit` is given back when the stream is dropped.
+/// told before the end. `place` is given back when the stream is dropped.
 pub(crate) fn follow<F, Fut>(
     first: Updates,
     next: Option<F>,
     shutdown: CancellationToken,
-    permit: Option<OwnedSemaphorePermit>,
+    place: Option<Open>,
 ) -> Updates
 where
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Updates, Status>> + Send + 'static,
 {
     let following = Following { updates: Some(first), again: false, told: None, after: None, ended: false };
-    stream::unfold(
-        (following, next, shutdown, permit),
-        |(mut following, next, shutdown, permit)| async move {
-            if following.ended {
-                return None;
-            }
-            let message = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => Err(Error::ShuttingDown.into()),
-                message = following.message(next.as_ref()) => message,
-            };
-            following.ended = match &message {
-                Ok(message) => message.batch.as_ref().is_some_and(is_final),
-                Err(_) => true,
-            };
-            Some((message, (following, next, shutdown, permit)))
-        },
-    )
+    stream::unfold((following, next, shutdown, place), |(mut following, next, shutdown, place)| async move {
+        if following.ended {
+            return None;
+        }
+        let message = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Err(Error::ShuttingDown.into()),
+            message = following.message(next.as_ref()) => message,
+        };
+        following.ended = match &message {
+            Ok(message) => message.batch.as_ref().is_some_and(is_final),
+            Err(_) => true,
+        };
+        Some((message, (following, next, shutdown, place)))
+    })
     .boxed()
 }
 

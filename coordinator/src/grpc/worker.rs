@@ -6,7 +6,7 @@
 use crate::dispatch::{Hello, OUTBOUND_BOUND, Place, SessionId};
 use crate::driver::records::token_from;
 use crate::error::Error;
-use crate::grpc::{status, validate};
+use crate::grpc::validate;
 use crate::identity::{Identity, Scope};
 use crate::node::{Node, Shared};
 use crate::store::keys::BatchKey;
@@ -69,6 +69,11 @@ impl From<String> for Origin {
 }
 
 impl Origin {
+    /// Whose stream it is among the others.
+    fn principal(&self) -> String {
+        format!("identities/{}", self.identity.as_ref().map_or("anybody", |identity| &identity.name))
+    }
+
     /// The id of this caller's worker in all that is kept. Two identities have no worker in common: neither gets, nor
     /// reports, nor ends what was leased to the other's. (No name of an identity has a `/`.)
     fn worker_id(&self, worker: String) -> String {
@@ -96,10 +101,13 @@ impl WorkerService for Workers {
             peer: request.remote_addr().map(|peer| peer.to_string()).unwrap_or_default(),
             identity: request.extensions().get().cloned(),
         };
+        let place = self.node.shared().workers.enter()?;
+        place.belongs(origin.principal())?;
         let frames = request.into_inner();
         let (out, stream) = mpsc::channel(OUTBOUND_BOUND);
         let (node, shutdown) = (self.node.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
+            let _place = place;
             if let Err(status) = serve(node, frames, origin, &out, shutdown).await {
                 // The worker may be gone, or not be reading: then there is nobody to tell.
                 let _ = out.try_send(Err(status));
@@ -401,7 +409,7 @@ impl Attached {
 
     fn begin(&mut self, work: impl Future<Output = ()> + Send + 'static) -> Result<(), Status> {
         if self.work.len() >= WORK_BOUND {
-            return Err(status::overloaded("frames of one worker in work", WORK_BOUND));
+            return Err(Error::Busy { what: "frames of one worker in work", limit: WORK_BOUND }.into());
         }
         self.work.spawn(work);
         Ok(())

@@ -17,15 +17,25 @@ impl From<&v1::SegmentRecord> for Place {
     }
 }
 
-/// Segments that were checked or just written, the least lately used forgotten first, bounded by bytes.
+/// Segments that were checked or just written, bounded by bytes. One of which all tasks were taken is forgotten at
+/// once: few are leased twice, and what is kept for them is memory that a large batch takes and a small one
+/// doesn't. Of the others the least lately used is forgotten first.
 #[derive(Debug)]
 pub(super) struct Cache {
     limit: usize,
     bytes: usize,
     /// Counts uses; the largest is the latest.
     clock: u64,
-    entries: HashMap<Place, (u64, Arc<TaskList>)>,
+    entries: HashMap<Place, Entry>,
     by_use: BTreeMap<u64, Place>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    used: u64,
+    segment: Arc<TaskList>,
+    /// Tasks that nobody took yet.
+    left: usize,
 }
 
 impl Cache {
@@ -33,13 +43,20 @@ impl Cache {
         Self { limit, bytes: 0, clock: 0, entries: HashMap::new(), by_use: BTreeMap::new() }
     }
 
-    pub(super) fn get(&mut self, object: &Place) -> Option<Arc<TaskList>> {
-        let (used, segment) = self.entries.get_mut(object)?;
-        self.clock += 1;
-        let name = self.by_use.remove(used)?;
-        self.by_use.insert(self.clock, name);
-        *used = self.clock;
-        Some(segment.clone())
+    /// The segment, of which so many tasks are taken.
+    pub(super) fn take(&mut self, object: &Place, tasks: usize) -> Option<Arc<TaskList>> {
+        let entry = self.entries.get_mut(object)?;
+        entry.left = entry.left.saturating_sub(tasks);
+        let segment = entry.segment.clone();
+        if entry.left == 0 {
+            self.remove(object);
+        } else {
+            self.clock += 1;
+            let name = self.by_use.remove(&entry.used)?;
+            self.by_use.insert(self.clock, name);
+            entry.used = self.clock;
+        }
+        Some(segment)
     }
 
     pub(super) fn insert(&mut self, object: Place, segment: Arc<TaskList>) {
@@ -50,7 +67,8 @@ impl Cache {
         self.clock += 1;
         self.bytes += memory(&segment);
         self.by_use.insert(self.clock, object.clone());
-        self.entries.insert(object, (self.clock, segment));
+        let left = segment.len();
+        self.entries.insert(object, Entry { used: self.clock, segment, left });
         while self.bytes > self.limit {
             let Some((_, oldest)) = self.by_use.pop_first() else { break };
             self.remove(&oldest);
@@ -66,9 +84,9 @@ impl Cache {
     }
 
     fn remove(&mut self, object: &Place) {
-        if let Some((used, segment)) = self.entries.remove(object) {
-            self.by_use.remove(&used);
-            self.bytes -= memory(&segment);
+        if let Some(entry) = self.entries.remove(object) {
+            self.by_use.remove(&entry.used);
+            self.bytes -= memory(&entry.segment);
         }
     }
 }
@@ -84,7 +102,8 @@ mod tests {
     use tranche_proto::v1::Task;
 
     fn segment(bytes: usize) -> Arc<TaskList> {
-        Arc::new([Task { key: String::new(), payload: vec![0; bytes].into() }].into_iter().collect())
+        let task = |bytes: usize| Task { key: String::new(), payload: vec![0; bytes].into() };
+        Arc::new([task(bytes), task(0)].into_iter().collect())
     }
 
     fn place(object: &str) -> Place {
@@ -97,15 +116,32 @@ mod tests {
         let mut cache = Cache::new(2 * size);
         cache.insert(place("a/1"), segment(100));
         cache.insert(place("a/2"), segment(100));
-        assert!(cache.get(&place("a/1")).is_some() && cache.get(&place("a/2")).is_some(), "at its limit");
-        assert!(cache.get(&place("a/1")).is_some());
+        assert!(cache.take(&place("a/1"), 0).is_some() && cache.take(&place("a/2"), 0).is_some(), "at its limit");
+        assert!(cache.take(&place("a/1"), 0).is_some());
         cache.insert(place("a/3"), segment(100));
-        assert!(cache.get(&place("a/2")).is_none(), "one over its limit");
-        assert!(cache.get(&place("a/1")).is_some() && cache.get(&place("a/3")).is_some());
+        assert!(cache.take(&place("a/2"), 0).is_none(), "one over its limit");
+        assert!(cache.take(&place("a/1"), 0).is_some() && cache.take(&place("a/3"), 0).is_some());
         assert_eq!(cache.bytes, 2 * size);
         cache.insert(place("b/1"), segment(2 * size));
-        assert!(cache.get(&place("b/1")).is_none(), "one segment over the limit is not kept");
+        assert!(cache.take(&place("b/1"), 0).is_none(), "one segment over the limit is not kept");
         assert_eq!(cache.entries.len(), 2);
+    }
+
+    #[test]
+    fn one_that_was_taken_whole_is_forgotten() {
+        let mut cache = Cache::new(10_000);
+        cache.insert(place("a"), segment(100));
+        cache.insert(place("b"), segment(100));
+        for name in ["a", "b"] {
+            assert!(cache.take(&place(name), 1).is_some(), "one task of two");
+        }
+        assert!(cache.take(&place("a"), 1).is_some(), "the other");
+        assert!(cache.take(&place("a"), 1).is_none());
+        assert_eq!((cache.bytes, cache.entries.len(), cache.by_use.len()), (memory(&segment(100)), 1, 1));
+        // Read again, it counts anew.
+        cache.insert(place("a"), segment(100));
+        assert!(cache.take(&place("a"), 3).is_some(), "more than there are");
+        assert!(cache.take(&place("a"), 0).is_none());
     }
 
     #[test]
@@ -126,6 +162,6 @@ mod tests {
         cache.remove_folder("batches/n/a/");
         assert_eq!(cache.entries.len(), 1);
         assert_eq!(cache.bytes, memory(&segment(10)));
-        assert!(cache.get(&place("batches/n/ab/1")).is_some());
+        assert!(cache.take(&place("batches/n/ab/1"), 0).is_some());
     }
 }

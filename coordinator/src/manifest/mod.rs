@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 /// How many bytes of segments stay in memory, so that tasks which were just appended are leased without
 /// a read. 64 MiB: sixteen full segments, far more than a fleet has open at once, and well below the
-/// memory that a coordinator may use.
+/// memory that a coordinator may use. What was leased doesn't stay.
 pub const CACHE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Object storage. A clone is one more handle on the same.
@@ -100,12 +100,16 @@ impl Objects {
                         message: format!("no segment from here on holds task {next}"),
                     });
                 };
-                let segment = match &open {
-                    Some((at, segment)) if *at == index => segment.clone(),
-                    _ => self.segment(record).await?,
-                };
                 let end = last.min(record.last.cast_unsigned());
                 let base = record.first.cast_unsigned();
+                let tasks = (end + 1 - next) as usize;
+                let segment = match &open {
+                    Some((at, segment)) if *at == index => {
+                        self.cache().take(&record.into(), tasks);
+                        segment.clone()
+                    }
+                    _ => self.segment(record, tasks).await?,
+                };
                 pieces.push(segment.slice((next - base) as usize..(end + 1 - base) as usize));
                 open = Some((index, segment));
                 next = end + 1;
@@ -190,8 +194,9 @@ impl Objects {
         }
     }
 
-    async fn segment(&self, record: &v1::SegmentRecord) -> Result<Arc<TaskList>, Error> {
-        if let Some(segment) = self.cache().get(&record.into()) {
+    /// The segment, of which so many tasks are taken.
+    async fn segment(&self, record: &v1::SegmentRecord, tasks: usize) -> Result<Arc<TaskList>, Error> {
+        if let Some(segment) = self.cache().take(&record.into(), tasks) {
             return Ok(segment);
         }
         let object = &record.object;
@@ -206,7 +211,9 @@ impl Objects {
             return Err(damaged(object, format!("it holds {} tasks instead of {wanted}", segment.len())));
         }
         let segment = Arc::new(segment);
-        self.cache().insert(record.into(), segment.clone());
+        let mut cache = self.cache();
+        cache.insert(record.into(), segment.clone());
+        cache.take(&record.into(), tasks);
         Ok(segment)
     }
 

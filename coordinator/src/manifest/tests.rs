@@ -102,14 +102,16 @@ async fn payloads_are_slices_of_the_segment_in_memory() {
     let objects = cold(dir.path());
     let payload = vec![7; 100_000];
     let task = Task { key: "k".into(), payload: payload.into() };
-    let record = written(&objects, &batch(), 1, vec![task]).await.expect("written");
+    let record = written(&objects, &batch(), 1, vec![task; 4]).await.expect("written");
     let records = [record];
     let one = objects.read_tasks(&records, &[(1, 1)]).await.expect("read");
     let two = objects.read_tasks(&records, &[(1, 1)]).await.expect("read");
     assert_eq!(one[0].bytes().as_ptr(), two[0].bytes().as_ptr());
     // From memory: the file isn't needed.
     fs::remove_file(objects.uri(&records[0].object)).expect("removed");
-    objects.read_tasks(&records, &[(1, 1)]).await.expect("read");
+    objects.read_tasks(&records, &[(2, 3)]).await.expect("read");
+    // All four were taken: it isn't in memory any more.
+    damage(objects.read_tasks(&records, &[(4, 4)]).await);
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ use tranche_proto::v1::batch::State as Told;
 /// and labels must stay few whatever they say.
 const HANDLERS: usize = 64;
 const REST: &str = "_other";
+/// The same of namespaces: those with the most batches.
+const NAMESPACES: usize = 64;
 
 const STATES: [State; 6] = [
     State::Importing,
@@ -114,6 +116,7 @@ pub(super) fn readings(shared: &Shared, disks: &[Disk], shutdown: &CancellationT
     let mut all = batches(&owned, leases);
     all.extend(by_handler(&few(handlers, &shared.config.handlers)));
     all.extend(workers(&figures));
+    all.extend(by_namespace(shared.bytes.usage()));
     all.extend(whole(shared, disks, shutdown));
     all
 }
@@ -181,6 +184,33 @@ fn by_handler(handlers: &BTreeMap<String, Handler>) -> Vec<Reading> {
     metrics.map(reading).to_vec()
 }
 
+/// Not under the label `namespace`, which is that of Kubernetes wherever it scrapes.
+fn by_namespace(mut usage: Vec<(String, usize, u64)>) -> Vec<Reading> {
+    usage.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    if usage.len() > NAMESPACES {
+        let rest = usage.split_off(NAMESPACES);
+        let sum = |(batches, bytes), (_, more, size): &(String, usize, u64)| (batches + more, bytes + size);
+        let (batches, bytes) = rest.iter().fold((0, 0), sum);
+        usage.push((REST.to_owned(), batches, bytes));
+    }
+    let mut count = Reading::gauge(
+        "namespace_batches",
+        "Batches owned here, by namespace; the sum over all coordinators is what max_batches_per_namespace limits",
+        None,
+    );
+    let mut size = Reading::gauge(
+        "namespace_tasks",
+        "Durable bytes of the tasks of batches owned here, by namespace; the sum over all coordinators is what max_bytes_per_namespace limits",
+        Some(Unit::Bytes),
+    );
+    for (namespace, batches, bytes) in usage {
+        let labels = || vec![("batch_namespace", namespace.clone())];
+        count = count.with(labels(), batches as f64);
+        size = size.with(labels(), bytes as f64);
+    }
+    vec![count, size]
+}
+
 fn workers(figures: &Figures) -> Vec<Reading> {
     let gauge = |name, help, value: usize| Reading::gauge(name, help, None).is(value as f64);
     vec![
@@ -197,9 +227,9 @@ fn workers(figures: &Figures) -> Vec<Reading> {
 
 fn whole(shared: &Shared, disks: &[Disk], shutdown: &CancellationToken) -> Vec<Reading> {
     let gauge = |name, help, value: f64| Reading::gauge(name, help, None).is(value);
-    let used = |limit: usize, free: usize| limit.saturating_sub(free) as f64;
     let config = &shared.config;
-    let inflight = used(config.max_append_inflight_bytes, shared.append_bytes.available_permits());
+    let free = shared.append_bytes.available_permits();
+    let inflight = config.max_append_inflight_bytes.saturating_sub(free) as f64;
     let mut all = vec![
         gauge(
             "coordinator_ready",
@@ -212,22 +242,27 @@ fn whole(shared: &Shared, disks: &[Disk], shutdown: &CancellationToken) -> Vec<R
             "Coordinators that are registered in the store, as seen from here",
             shared.members.list().borrow().len() as f64,
         ),
-        gauge(
-            "watchers",
-            "WatchBatch streams open here",
-            used(config.max_watchers, shared.watchers.available_permits()),
-        ),
+        gauge("watchers", "WatchBatch streams open here", shared.watchers.count() as f64),
         gauge("watchers_limit", "The most WatchBatch streams at once", config.max_watchers as f64),
-        gauge(
-            "append_streams",
-            "AppendTasks streams open here",
-            used(config.max_append_streams, shared.appenders.available_permits()),
-        ),
+        gauge("append_streams", "AppendTasks streams open here", shared.appenders.count() as f64),
         gauge(
             "append_streams_limit",
             "The most AppendTasks streams at once",
             config.max_append_streams as f64,
         ),
+        gauge(
+            "namespace_batches_limit",
+            "The most batches of a namespace that haven't ended, 0: any number",
+            config.max_batches_per_namespace as f64,
+        ),
+        Reading::gauge(
+            "namespace_tasks_limit",
+            "The most bytes of tasks in batches of a namespace that haven't ended, 0: any number",
+            Some(Unit::Bytes),
+        )
+        .is(config.max_bytes_per_namespace as f64),
+        gauge("worker_streams", "Streams of workers open here", shared.workers.count() as f64),
+        gauge("worker_streams_limit", "The most streams of workers at once", config.max_workers as f64),
         Reading::gauge("append_inflight", "Bytes of tasks not durable yet", Some(Unit::Bytes)).is(inflight),
     ];
     let bytes = |name, help| Reading::gauge(name, help, Some(Unit::Bytes));
@@ -249,6 +284,17 @@ fn whole(shared: &Shared, disks: &[Disk], shutdown: &CancellationToken) -> Vec<R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn namespaces_have_figures_of_their_own_up_to_a_number() {
+        let text = |n: usize| {
+            let usage = (0..n).map(|i| (format!("n{i:03}"), 1 + usize::from(i == n - 1), 7)).collect();
+            format!("{:?}", by_namespace(usage))
+        };
+        assert!(!text(NAMESPACES).contains(REST));
+        let told = text(NAMESPACES + 2);
+        assert!(told.contains(REST) && told.contains("n065") && !told.contains("n064"), "{told}");
+    }
 
     #[test]
     fn handlers_have_figures_of_their_own_up_to_a_number() {

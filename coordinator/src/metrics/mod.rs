@@ -4,6 +4,7 @@
 //! transaction, lease, call. No label says which batch or which worker: labels have few values, known beforehand.
 
 mod calls;
+mod connections;
 mod disk;
 mod live;
 mod operator;
@@ -11,6 +12,7 @@ mod store;
 
 pub use calls::CallMetrics;
 pub(crate) use calls::code_name;
+pub use connections::ConnectionMetrics;
 pub use operator::Operator;
 pub use store::{StoreMetrics, kind_of};
 
@@ -35,6 +37,8 @@ pub struct Metrics {
     pub store: StoreMetrics,
     /// Of the clients' calls.
     pub calls: CallMetrics,
+    /// Of the connections that they come on.
+    pub connections: ConnectionMetrics,
     /// Of the batches.
     pub batches: BatchMetrics,
     /// Of ownership.

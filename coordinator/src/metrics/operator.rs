@@ -35,6 +35,7 @@ impl Operator {
         shared.dispatch.dealt().register(ours);
         metrics.store.register(ours);
         metrics.calls.register(ours);
+        metrics.connections.register(ours);
         let (live, looked, left) = (shared.clone(), disks.clone(), shutdown.clone());
         ours.register_collector(Box::new(Readings(move || live::readings(&live, &looked, &left))));
         Self { node, shutdown, registry, disks }

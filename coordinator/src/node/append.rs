@@ -1,5 +1,6 @@
 //! Appending tasks: segments to object storage, then their records through the owner.
 
+use super::bytes::Admitted;
 use super::{Node, Shared};
 use crate::driver::{Handle, Op};
 use crate::error::Error;
@@ -27,7 +28,13 @@ const WRITES: usize = 3;
 
 struct Push {
     tasks: TaskList,
-    permit: OwnedSemaphorePermit,
+    room: Room,
+}
+
+/// What tasks take until they are durable.
+struct Room {
+    _memory: OwnedSemaphorePermit,
+    _quota: Admitted,
 }
 
 /// What becomes one segment: one object and one record for many pushes.
@@ -36,7 +43,7 @@ struct Gathered {
     lists: Vec<TaskList>,
     tasks: usize,
     bytes: usize,
-    permits: Vec<OwnedSemaphorePermit>,
+    rooms: Vec<Room>,
 }
 
 impl Gathered {
@@ -50,7 +57,7 @@ impl Gathered {
         self.tasks += push.tasks.len();
         self.bytes += push.tasks.bytes().len();
         self.lists.push(push.tasks);
-        self.permits.push(push.permit);
+        self.rooms.push(push.room);
     }
 }
 
@@ -140,6 +147,7 @@ impl Appender {
         if known > 0 {
             tasks = tasks.slice(known..tasks.len());
         }
+        let quota = self.shared.admit(&self.batch, tasks.bytes().len() as u64).await?;
         // Their bytes, and where each ends.
         let bytes = tasks.bytes().len() + tasks.index_memory();
         let permits =
@@ -152,7 +160,7 @@ impl Appender {
             }
         };
         self.next += tasks.len() as u64;
-        if self.pushes.send(Push { tasks, permit }).await.is_err() {
+        if self.pushes.send(Push { tasks, room: Room { _memory: permit, _quota: quota } }).await.is_err() {
             self.failure()?;
             return Err(Error::NotOwned { batch: self.batch.clone() });
         }
@@ -221,7 +229,7 @@ impl Writer {
                 let written = self
                     .shared
                     .tasks
-                    .spawn(async move { (segments.write(first, segment.lists).await, segment.permits) });
+                    .spawn(async move { (segments.write(first, segment.lists).await, segment.rooms) });
                 writes.push_back(AbortOnDropHandle::new(written));
                 continue;
             }
@@ -231,12 +239,12 @@ impl Writer {
             }
             tokio::select! {
                 biased;
-                Some((answer, last, permits)) = answers.next(), if !answers.is_empty() => {
-                    drop::<Vec<OwnedSemaphorePermit>>(permits);
+                Some((answer, last, rooms)) = answers.next(), if !answers.is_empty() => {
+                    drop::<Vec<Room>>(rooms);
                     self.answered(answer, last)?;
                 }
                 Some(written) = writes.next(), if !writes.is_empty() => {
-                    let (record, permits) = written.map_err(|error| Error::Objects(error.to_string()))?;
+                    let (record, rooms) = written.map_err(|error| Error::Objects(error.to_string()))?;
                     let record: v1::SegmentRecord = record?;
                     let last = record.last.cast_unsigned();
                     let segment = Segment {
@@ -247,7 +255,7 @@ impl Writer {
                         crc32c: record.crc32c,
                     };
                     let pending = self.handle.begin(&self.batch, Op::Append(segment)).await?;
-                    answers.push_back(async move { (pending.answer().await, last, permits) });
+                    answers.push_back(async move { (pending.answer().await, last, rooms) });
                 }
                 push = pushes.recv(), if gathering => match push {
                     Some(push) if gathered.has_room(&push) => gathered.add(push),

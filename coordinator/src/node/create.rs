@@ -10,8 +10,8 @@ use tranche_guards::Guard;
 use tranche_proto::stored::Stored;
 use tranche_proto::v1;
 
-/// How often a create without a request id begins anew because other batches are deleted. Few deletions are in its
-/// way (see [`keys::deletion`]).
+/// How often a create begins anew because others are in its way: without a request id, deletions, of which few are (see
+/// [`keys::deletion`]); with and without, batches that took its slot.
 const TRIES: usize = 8;
 
 impl Node {
@@ -22,26 +22,39 @@ impl Node {
         loop {
             left -= 1;
             match self.create_once(namespace, &spec, request_id).await {
+                Ok(Some(view)) => return Ok(view),
+                Ok(None) if left > 0 => self.shared.list_slots(namespace).await?,
+                Ok(None) => {
+                    let message = format!("other batches took the slots of {namespace} that were free");
+                    return Err(StoreError::Unavailable(message).into());
+                }
                 // Nobody but this call can make its batch again. With a request id it is the caller's turn: it may
                 // have given this call up, and what was deleted may be what another call of it had made.
                 Err(Error::NotOwned { .. }) if request_id.is_empty() && left > 0 => {}
-                answer => return answer,
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// `NotOwned`: something was deleted in the meantime, and nothing was made.
-    async fn create_once(&self, namespace: &str, spec: &v1::Batch, request_id: &str) -> Result<View, Error> {
+    /// `NotOwned`: something was deleted in the meantime, and nothing was made. `None`: neither, another batch has the
+    /// slot.
+    async fn create_once(
+        &self,
+        namespace: &str,
+        spec: &v1::Batch,
+        request_id: &str,
+    ) -> Result<Option<View>, Error> {
         let shared = &self.shared;
         let batch = BatchKey::new(namespace, shared.host.new_id());
         let deletion = keys::deletion(&batch, request_id);
         let repeated = self.repeated(namespace, spec, request_id);
         let (deleted, repeated) =
             tokio::try_join!(async { Ok(shared.store.get(&deletion).await?) }, repeated)?;
-        if let Some(view) = repeated {
-            return Ok(view);
+        if repeated.is_some() {
+            return Ok(repeated);
         }
         let term = shared.living()?;
+        let slot = shared.slot_for(&batch).await?;
         let now = shared.host.wall_ms();
         let state = v1::StateRecord {
             state: v1::batch::State::Importing.into(),
@@ -53,6 +66,7 @@ impl Node {
             request_id: request_id.to_owned(),
             create_time_ms: now,
             traceparent: tranche_ops::trace::current(),
+            slot,
         };
         let mut txn = Txn::new()
             .absent(keys::spec(&batch))
@@ -63,6 +77,11 @@ impl Node {
         // What isn't there was never there only as long as nothing is deleted.
         if Guard::DeletedStaysDeleted.on() {
             txn = txn.modified(deletion, deleted.map_or(0, |entry| entry.mod_revision));
+        }
+        if let Some(slot) = slot {
+            let (key, record) =
+                (keys::slot(namespace, slot), v1::SlotRecord { batch: batch.to_string(), bytes: 0 });
+            txn = txn.absent(key.clone()).put(key, Stored::new(record).encode());
         }
         if !request_id.is_empty() {
             let request = v1::RequestRecord { batch: batch.to_string() };
@@ -76,13 +95,18 @@ impl Node {
         let made = shared.tasks.spawn(make(shared.clone(), batch.clone(), (record, state), txn, term));
         let (outcome, in_doubt) = made.await.map_err(|_| Error::ShuttingDown)??;
         if let TxnOutcome::Applied(_) = outcome {
-            return self.get(&batch).await;
+            return self.get(&batch).await.map(Some);
         }
         // Somebody used the request id in the meantime.
         if let Some(view) = self.repeated(namespace, spec, request_id).await? {
-            return Ok(view);
+            return Ok(Some(view));
         }
         if !in_doubt {
+            let Some(slot) = slot else { return Err(Error::NotOwned { batch }) };
+            if shared.store.get(&keys::slot(namespace, slot)).await?.is_some() {
+                return Ok(None);
+            }
+            shared.slots.freed(namespace, slot);
             return Err(Error::NotOwned { batch });
         }
         // It may have been made unheard, and be changed since.
@@ -91,7 +115,7 @@ impl Node {
                 let message = format!("{batch} may have been made, and deleted");
                 Err(Error::Store(StoreError::Unknown(message)))
             }
-            made => made,
+            made => made.map(Some),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What this coordinator can be asked: the one place between the gRPC services and the batches.
 
 mod append;
+mod bytes;
 mod create;
 mod decide;
 mod delete;
@@ -11,14 +12,21 @@ mod list;
 mod members;
 mod ownership;
 mod shared;
+mod slots;
+mod streams;
 mod term;
 mod view;
 
 pub use append::Appender;
+pub use bytes::Bytes;
+pub(crate) use bytes::Driven;
 pub use host::Host;
 pub use list::ListFilter;
 pub use members::Member;
 pub use shared::Shared;
+pub(crate) use slots::MAX_SLOTS;
+pub use slots::Slots;
+pub use streams::{Open, Share, Streams};
 pub use term::Term;
 pub use view::{Live, View, timestamp};
 

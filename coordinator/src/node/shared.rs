@@ -1,6 +1,6 @@
 //! What all parts of a coordinator share.
 
-use super::{Host, Registry, Term, members::Members, ownership};
+use super::{Bytes, Host, Registry, Slots, Streams, Term, members::Members, ownership};
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::driver::Handle;
@@ -46,10 +46,16 @@ pub struct Shared {
     pub start_time_ms: i64,
     /// Bytes of tasks that are not durable yet, of all append streams; a permit is one byte.
     pub append_bytes: Arc<Semaphore>,
-    /// WatchBatch streams that may be opened still.
-    pub watchers: Arc<Semaphore>,
-    /// AppendTasks streams that may be opened still.
-    pub appenders: Arc<Semaphore>,
+    /// Which slots of the namespaces are taken.
+    pub slots: Slots,
+    /// What the namespaces have in bytes.
+    pub bytes: Arc<Bytes>,
+    /// WatchBatch streams.
+    pub watchers: Arc<Streams>,
+    /// AppendTasks streams.
+    pub appenders: Arc<Streams>,
+    /// Streams of workers.
+    pub workers: Arc<Streams>,
     /// Who else is there, and who owns what.
     pub members: Members,
     pub(super) session: watch::Sender<Option<SessionId>>,
@@ -73,8 +79,11 @@ impl Shared {
             id: host.new_id(),
             endpoint,
             append_bytes: Arc::new(Semaphore::new(config.max_append_inflight_bytes)),
-            watchers: Arc::new(Semaphore::new(config.max_watchers)),
-            appenders: Arc::new(Semaphore::new(config.max_append_streams)),
+            slots: Slots::new(config.slots()),
+            bytes: Bytes::new(config.max_bytes_per_namespace as u64, &config.store),
+            watchers: Streams::new("watchers", config.max_watchers, config.watchers_share()),
+            appenders: Streams::new("append streams", config.max_append_streams, config.appenders_share()),
+            workers: Streams::new("workers", config.max_workers, config.workers_share()),
             config,
             store: Arc::new(Measured::new(store, metrics.clone())),
             metrics,

@@ -38,7 +38,7 @@ async fn open_streams_do_not_keep_a_process_that_leaves() {
 
     shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_mins(1), running).await.expect("long before the grace");
-    ended.expect("joined").expect("ended well");
+    ended.expect("joined");
     let told = watch.message().await.expect("right").expect("told");
     assert_eq!(told.status(), ServingStatus::NotServing, "before the end");
     assert_eq!(watch.message().await.expect_err("ended").code(), Code::Unavailable);

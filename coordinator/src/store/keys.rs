@@ -77,6 +77,14 @@ pub fn state(batch: &BatchKey) -> String {
 pub fn states_of(namespace: &str) -> String {
     format!("{STATES}{namespace}/")
 }
+/// Prefix of the slots of a namespace.
+pub fn slots_of(namespace: &str) -> String {
+    format!("slots/{namespace}/")
+}
+/// One of a namespace's slots.
+pub fn slot(namespace: &str, number: u32) -> String {
+    format!("slots/{namespace}/{number:06}")
+}
 /// The sequence lock.
 pub fn lock(batch: &BatchKey) -> String {
     format!("{LOCKS}{}/{}", batch.namespace, batch.id)

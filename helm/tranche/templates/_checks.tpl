@@ -68,6 +68,9 @@
 {{- if and $v.serviceMonitor.enabled (not $v.ops.enabled) -}}
 {{- $wrong = append $wrong "serviceMonitor.enabled: there is nothing to scrape without ops.enabled=true" -}}
 {{- end -}}
+{{- if and $v.traces.ca.secret (not (hasPrefix "https://" $v.traces.otlpEndpoint)) -}}
+{{- $wrong = append $wrong "traces.ca.secret: a CA is for a collector at https://: write traces.otlpEndpoint so" -}}
+{{- end -}}
 {{- $who := dict "coordinator.token" (dict "tokenSecret" $v.coordinator.token.secret "certificateSecret" "") -}}
 {{- if $v.tests.enabled }}{{ $_ := set $who "tests.identity" $v.tests.identity }}{{ end -}}
 {{- $handlers := list -}}
@@ -78,6 +81,10 @@
 {{- $handlers = concat $handlers $pool.handlers | uniq -}}
 {{- if not $pool.handlers -}}
 {{- $wrong = append $wrong (printf "%s.handlers: name at least one, as [object]" $at) -}}
+{{- end -}}
+{{- $opsTls := eq (include "tranche.workerOpsScheme" (dict "root" $ "pool" $pool)) "HTTPS" -}}
+{{- if and $pool.ops.enabled $opsTls (not $pool.ops.tlsSecret) (not $v.tls.certManager.enabled) -}}
+{{- $wrong = append $wrong (printf "%s.ops.tlsSecret: without cert-manager name a secret with tls.crt and tls.key for %s; or say ops.scheme=HTTP, clear text" $at (include "tranche.workerOpsName" $ | trim)) -}}
 {{- end -}}
 {{- if has "object" $pool.handlers -}}
 {{- if and (not $pool.allowRoots) (not $pool.command) -}}

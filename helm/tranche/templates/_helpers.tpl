@@ -124,6 +124,21 @@ priorityClassName: {{ . }}
 {{- default (upper (include "tranche.scheme" .)) .Values.ops.scheme -}}
 {{- end -}}
 
+{{/* A pool's ops port: by TLS where the release has it. (dict "root" $ "pool" pool, all its values) */}}
+{{- define "tranche.workerOpsScheme" -}}
+{{- default (upper (include "tranche.scheme" .root)) .pool.ops.scheme -}}
+{{- end -}}
+
+{{/* Not the coordinators' certificate: that one is a replica. */}}
+{{- define "tranche.workerOpsSecret" -}}
+{{- default (printf "%s-worker-ops-tls" (include "tranche.fullname" .root)) .pool.ops.tlsSecret -}}
+{{- end -}}
+
+{{/* By what name workers are asked at their ops port: pods have no names of their own. */}}
+{{- define "tranche.workerOpsName" -}}
+{{ include "tranche.fullname" . }}-worker-ops.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
+{{- end -}}
+
 {{/* Of a worker or a coordinator: the rule for traces, if there are any. */}}
 {{- define "tranche.otlpEgress" -}}
 {{- with .Values.traces.otlpEndpoint }}
@@ -133,6 +148,35 @@ priorityClassName: {{ . }}
   to:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Of both, too: the CA of the collector. */}}
+{{- define "tranche.otlpEnv" -}}
+{{- with .Values.traces.ca }}
+{{- if .secret }}
+- name: OTEL_EXPORTER_OTLP_CERTIFICATE
+  value: /etc/tranche/otlp/{{ .key }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "tranche.otlpMounts" -}}
+{{- if .Values.traces.ca.secret }}
+- name: otlp-ca
+  mountPath: /etc/tranche/otlp
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "tranche.otlpVolumes" -}}
+{{- with .Values.traces.ca }}
+{{- if .secret }}
+- name: otlp-ca
+  secret:
+    secretName: {{ .secret }}
+    items: [{key: {{ .key | quote }}, path: {{ .key | quote }}}]
+{{- end }}
 {{- end }}
 {{- end -}}
 

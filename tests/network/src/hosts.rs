@@ -147,7 +147,8 @@ async fn serve(
     let node = Arc::new(node.await.map_err(|e| failed(&e))?);
     let peers = Arc::new(Peers::over(wire::lazy));
     let serving = Server::serve(node, &config, peers, incoming, stop, shutdown.clone());
-    serving.await.map_err(|e| failed(&e))
+    serving.await;
+    Ok(())
 }
 
 fn host(world: &World, name: &str) -> Host {

@@ -2,8 +2,11 @@
 #![allow(clippy::float_cmp, reason = "counts are whole numbers")]
 
 mod catalogue;
+mod collector;
 mod coordinator;
+mod correlated;
 mod probes;
 mod prometheus;
+mod secure;
 mod traces;
 mod worker;

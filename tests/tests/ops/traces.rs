@@ -1,97 +1,12 @@
-//! A stub of a collector, which decodes what real processes send it, and the shape of a batch's trace.
+//! The shape of a batch's trace, as a collector gets it.
 
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::trace::v1::Span;
+use crate::collector::{PARENT, Stub, TRACE, attribute, bytes};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status};
 use tranche_client::v1::batch::State;
 use tranche_client::{Client, Options, v1};
 use tranche_tests::cluster::{batch_for, in_ranges_of, tasks};
 use tranche_tests::process::program;
 use tranche_tests::{Cluster, eventually, scrape};
-
-const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-const PARENT: &str = "00f067aa0ba902b7";
-
-/// Spans, each with the service that sent it.
-type Spans = Arc<Mutex<Vec<(String, Span)>>>;
-
-#[derive(Clone, Default)]
-struct Collector(Spans);
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for of in request.into_inner().resource_spans {
-            let attributes = of.resource.map(|resource| resource.attributes).unwrap_or_default();
-            let service = attributes.into_iter().find(|a| a.key == "service.name").and_then(|a| a.value);
-            let Some(Value::StringValue(service)) = service.and_then(|value| value.value) else {
-                return Err(Status::invalid_argument("no service.name"));
-            };
-            let spans = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            let mut all = self.0.lock().expect("not poisoned");
-            all.extend(spans.map(|span| (service.clone(), span)));
-        }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-struct Stub {
-    spans: Spans,
-    url: String,
-    _serving: AbortOnDropHandle<()>,
-}
-
-impl Stub {
-    fn start() -> Self {
-        let collector = Collector::default();
-        let spans = collector.0.clone();
-        let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into()).expect("a port");
-        let url = format!("http://{}", incoming.local_addr().expect("bound"));
-        let router = tonic::transport::Server::builder().add_service(TraceServiceServer::new(collector));
-        let serving =
-            tokio::spawn(async move { router.serve_with_incoming(incoming).await.expect("serving") });
-        Self { spans, url, _serving: AbortOnDropHandle::new(serving) }
-    }
-
-    /// The spans of a service in the trace, by name.
-    fn of(&self, service: &str, trace: &[u8]) -> BTreeMap<String, Vec<Span>> {
-        let mut named: BTreeMap<String, Vec<Span>> = BTreeMap::new();
-        for (by, span) in self.spans.lock().expect("not poisoned").iter() {
-            if by == service && span.trace_id == trace {
-                named.entry(span.name.clone()).or_default().push(span.clone());
-            }
-        }
-        named
-    }
-}
-
-fn bytes(hex: &str) -> Vec<u8> {
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")).collect()
-}
-
-/// A span's attribute, as text.
-fn attribute(span: &Span, key: &str) -> Option<String> {
-    let value = span.attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.value?;
-    Some(match value {
-        Value::StringValue(text) => text,
-        Value::IntValue(number) => number.to_string(),
-        other => format!("{other:?}"),
-    })
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_trace_goes_from_the_submit_through_the_coordinators_to_the_workers_commit() {

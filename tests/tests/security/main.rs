@@ -3,6 +3,7 @@
 mod calls;
 mod ends;
 mod etcd;
+mod limits;
 mod namespaces;
 mod processes;
 mod replicas;

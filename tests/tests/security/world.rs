@@ -106,6 +106,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         static LOGS: Once = Once::new();
         LOGS.call_once(|| {
             tracing_subscriber::fmt()
@@ -119,7 +124,8 @@ impl World {
         let jwt = "[jwt]\njwks = 'jwks.json'\nissuer = 'https://issuer'\naudience = 'tranche'\n";
         pki.write("identities.toml", identities() + jwt);
         let dir = tempfile::tempdir().expect("a folder");
-        let config = Config { security: security(&pki), ..Config::embedded(dir.path().to_owned()) };
+        let mut config = Config { security: security(&pki), ..Config::embedded(dir.path().to_owned()) };
+        change(&mut config);
         let (url, stop, running) = start(config).await;
         Self { pki, url, issuer, stop, _running: running, _dir: dir }
     }
@@ -168,7 +174,7 @@ pub(crate) async fn start(config: Config) -> (String, CancellationToken, JoinHan
     let url = format!("https://{}", server.local_addr());
     let stop = CancellationToken::new();
     let running = server.run(stop.clone());
-    (url, stop, tokio::spawn(async move { running.await.expect("served") }))
+    (url, stop, tokio::spawn(running))
 }
 
 pub(crate) fn credentials(pki: &Pki, token: Option<&str>, certificate: Option<&str>) -> Credentials {

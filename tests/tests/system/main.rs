@@ -7,4 +7,5 @@ mod lifetimes;
 mod phases;
 mod pictures;
 mod replicas;
+mod revoked;
 mod troubles;

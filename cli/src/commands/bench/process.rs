@@ -105,7 +105,7 @@ mod tests {
     #[tokio::test]
     async fn a_child_says_that_it_is_ready_and_is_killed() {
         let folder = tempfile::tempdir().unwrap();
-        let args = ["-c", "echo starting; echo listening on 1.2.3.4:5; sleep 1000"].map(str::to_owned);
+        let args = ["-c", "echo starting; echo listening on 1.2.3.4:5; exec sleep 1000"].map(str::to_owned);
         let mut child = Process::start("sh", Path::new("/bin/sh"), &args, folder.path()).unwrap();
         assert_eq!(child.ready("listening on ").await.unwrap(), "1.2.3.4:5");
         let id = child.child.id().unwrap();

@@ -64,7 +64,10 @@ impl Node {
         let (stop_worker, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let stop = stop_server.clone();
-        tasks.spawn(async move { ("coordinator", server.run(stop).await.map_err(|e| chain(&e))) });
+        tasks.spawn(async move {
+            server.run(stop).await;
+            ("coordinator", Ok(()))
+        });
         Ok(Self { address, tasks, stop_worker, stop_server })
     }
 

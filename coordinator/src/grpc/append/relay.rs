@@ -48,7 +48,6 @@ pub(crate) async fn open(
     batch: BatchKey,
     tasks: TaskTracker,
 ) -> Result<Destination, Error> {
-    let batch = caller.sees(batch)?;
     if caller.forwarded {
         return Ok(Destination::Here(owners.node.append(&batch).await?));
     }

@@ -65,7 +65,12 @@ struct Opened {
 fn open(log: &Log) -> Opened {
     let (requests, receiver) = mpsc::channel(64);
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let context = Context { shutdown: shutdown.clone(), tasks: tasks.clone(), permit: None };
+    let context = Context {
+        shutdown: shutdown.clone(),
+        tasks: tasks.clone(),
+        idle: Duration::from_mins(10),
+        place: None,
+    };
     let log = log.clone();
     let sink = move |batch: BatchKey| async move {
         if batch.id == "b" { Ok(log) } else { Err(Error::NotFound(batch)) }

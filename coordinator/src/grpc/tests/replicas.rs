@@ -19,7 +19,7 @@ struct One {
     channel: Channel,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: JoinHandle<()>,
 }
 
 impl One {
@@ -44,8 +44,8 @@ impl One {
             Node::start(config.clone(), endpoint.clone(), store, objects, host, shutdown.clone()).await;
         let node = Arc::new(node.expect("started"));
         let Services { router, tasks, .. } = routes(node.clone(), &config, &shutdown);
-        let ended = shutdown.clone().cancelled_owned();
-        let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming(listener), ended));
+        let incoming = incoming(listener, router.door());
+        let server = tokio::spawn(router.serve(incoming, shutdown.clone()));
         let channel = Channel::from_shared(endpoint).expect("a URL").connect_lazy();
         Self { node, address, channel, tasks, shutdown, server }
     }
@@ -68,7 +68,7 @@ impl One {
         drop(self.channel);
         timeout(LONG, async {
             self.node.stopped().await;
-            self.server.await.expect("joined").expect("ended well");
+            self.server.await.expect("joined");
             self.tasks.close();
             self.tasks.wait().await;
         })

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::Streaming;
@@ -136,7 +136,7 @@ impl RawWorker {
         let router = tonic::transport::Server::builder().add_service(WorkerServiceServer::new(workers));
         let ended = shutdown.clone().cancelled_owned();
         let server =
-            tokio::spawn(router.serve_with_incoming_shutdown(crate::grpc::incoming(listener), ended));
+            tokio::spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), ended));
         let (out, frames) = dial(&url, &[], None).await;
         (Self { url, out, frames, held: Vec::new(), report: None }, Service { shutdown, server })
     }

@@ -8,6 +8,7 @@ mod fake;
 mod leaving;
 mod lost;
 mod namespaces;
+mod quotas;
 mod replicas;
 mod session;
 mod starting;
@@ -44,7 +45,10 @@ impl World {
     }
 
     async fn on(store: Arc<Troubled>, dir: &Path) -> Self {
-        let config = config(dir);
+        Self::with(store, config(dir)).await
+    }
+
+    async fn with(store: Arc<Troubled>, config: Config) -> Self {
         let objects = Objects::local(&config.objects_dir()).expect("opened");
         let stop = CancellationToken::new();
         let node = Node::start(

@@ -31,6 +31,13 @@ pub(super) fn name(lease: &StageLease) -> String {
     lease.token.to_string()
 }
 
+/// The token that an attempt's folder is named by; of what is none, one before all.
+pub(super) fn token(name: &str) -> (u64, u64) {
+    let parsed =
+        name.split_once('-').and_then(|(epoch, counter)| Some((epoch.parse().ok()?, counter.parse().ok()?)));
+    parsed.unwrap_or_default()
+}
+
 /// Writes down what the attempt won in one range; complete or not there.
 pub(super) fn write_winner(attempt: &Dir, runs: &[Range]) -> Result<(), HandlerError> {
     let name = of_range(WINNER, runs);

@@ -3,6 +3,7 @@
 use super::attempt::{self, Receipt, TREE};
 use super::fail::disk;
 use super::index;
+use super::manifest::{self, Manifest};
 use super::places::{decided, open_inside, split};
 use super::sync::Sync;
 use super::target::Roots;
@@ -11,15 +12,21 @@ use crate::lease::{Attempt, CommitLease, contains, count};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use tranche_guards::Guard;
 
-/// Idempotent at every point: a file that isn't staged any more and is in the library was moved.
+/// Idempotent at every point: a file that isn't staged any more and is in the library was moved. Also after the batch's
+/// end, when nothing is staged any more: a coordinator whose records come from a backup doesn't know of it.
 pub(super) fn commit(lease: &CommitLease, roots: &Roots) -> Result<u64, HandlerError> {
     if lease.tasks() == 0 {
         return Ok(0);
     }
     let (located, batch_path) = decided(&lease.batch, roots)?;
+    if published(lease, &located.library, &batch_path)? {
+        return Ok(lease.tasks());
+    }
     let batch = Dir::open_ambient_dir(&batch_path, ambient_authority())
         .map_err(disk("opening the staged batch", batch_path.display()))?;
     std::fs::create_dir_all(&located.library).map_err(disk("making", located.library.display()))?;
@@ -47,6 +54,37 @@ pub(super) fn commit(lease: &CommitLease, roots: &Roots) -> Result<u64, HandlerE
     Ok(lease.tasks())
 }
 
+/// Whether the library says that the batch was published, with all that the lease would move. Then there is nothing
+/// to do, and staging may be gone, wholly or in part: it isn't needed.
+fn published(lease: &CommitLease, library: &Path, batch: &Path) -> Result<bool, HandlerError> {
+    let library = match Dir::open_ambient_dir(library, ambient_authority()) {
+        Ok(library) => library,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(disk("opening", library.display())(error)),
+    };
+    let Some(manifest) = Manifest::read(&library, &lease.batch)? else { return Ok(false) };
+    for won in lease.attempts.iter().filter(|attempt| !attempt.runs.is_empty()) {
+        let receipt = receipt(won)?;
+        if manifest.has(won, receipt.as_ref()) {
+            continue;
+        }
+        // Staged once more, since the records were restored. What readers have seen stays: it must be the same.
+        let name = won.token.to_string();
+        let dir = Dir::open_ambient_dir(batch.join(&name), ambient_authority())
+            .map_err(disk("opening the staged attempt", &name))?;
+        let mut staged = HashMap::new();
+        let hash = index::read(&dir, &name, |entry| {
+            if contains(&won.runs, entry.seq) {
+                staged.insert(entry.key, (entry.size, entry.blake3));
+            }
+            Ok(())
+        })?;
+        check_index(won, &name, staged.len() as u64, hash)?;
+        manifest::check_objects(&library, &lease.batch, staged)?;
+    }
+    Ok(true)
+}
+
 fn move_all(won: &Attempt, name: &str, attempt: &Dir, library: &Dir) -> Result<(), HandlerError> {
     let tree = attempt.open_dir(TREE).map_err(disk("opening", format!("{name}/{TREE}")))?;
     let mut mover = Mover { tree, library, folder: None };
@@ -58,20 +96,30 @@ fn move_all(won: &Attempt, name: &str, attempt: &Dir, library: &Dir) -> Result<(
         }
         Ok(())
     })?;
+    check_index(won, name, found, hash)
+}
+
+/// Whether an attempt's index is the one that was reported, with all that it won.
+fn check_index(won: &Attempt, name: &str, found: u64, hash: blake3::Hash) -> Result<(), HandlerError> {
     if found != count(&won.runs) {
         let won = count(&won.runs);
         return Err(HandlerError::Refused(format!("`{name}` has {found} of the {won} files that it staged")));
     }
-    if won.receipt.is_empty() {
-        return Ok(());
-    }
-    match serde_json::from_slice::<Receipt>(&won.receipt) {
-        Ok(receipt) if receipt.index != hash.to_hex().as_str() => {
+    match receipt(won)? {
+        Some(receipt) if receipt.index != hash.to_hex().as_str() => {
             Err(HandlerError::Refused(format!("the index of `{name}` isn't the one that was reported")))
         }
-        Ok(_) => Ok(()),
-        Err(error) => Err(HandlerError::Refused(format!("the receipt of `{name}` is damaged: {error}"))),
+        Some(_) | None => Ok(()),
     }
+}
+
+fn receipt(won: &Attempt) -> Result<Option<Receipt>, HandlerError> {
+    if won.receipt.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&won.receipt)
+        .map(Some)
+        .map_err(|error| HandlerError::Refused(format!("the receipt of `{}` is damaged: {error}", won.token)))
 }
 
 struct Mover<'a> {

@@ -19,6 +19,9 @@
 //! {library}/_tranche/{batch id}.json                    publish: what the batch brought; the last to appear
 //! ```
 //!
+//! A batch whose manifest is there was committed. To commit it again changes nothing, also when its coordinator's records
+//! come from a backup and don't know, and nothing is staged any more.
+//!
 //! Beside the attempts, `claims/{key}` says which task has a key: of two tasks with the same key, or with
 //! one key inside the other (`a`, `a/b`), the second fails, whichever leases they are in. Paths are followed through folders that are held open and never out of them (`cap-std`).
 
@@ -29,6 +32,7 @@ mod copy;
 mod fail;
 mod index;
 mod key;
+mod manifest;
 mod places;
 mod publish;
 mod remove;

@@ -16,7 +16,7 @@ const SEEN_BOUND: usize = 65_536;
 /// Workers that are attached at once. Who asks for more connections than the coordinator's socket lets wait
 /// is made to wait a second or more by the kernel.
 const ATTACHING: usize = 64;
-/// How often it is looked who is attached.
+/// How often it is looked who is attached, and what was seen.
 const LOOK: Duration = Duration::from_millis(2);
 /// The same as a real worker has.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -78,12 +78,15 @@ impl Crowd {
         (self.common.heartbeats.load(Ordering::Relaxed), self.common.acknowledged.load(Ordering::Relaxed))
     }
 
-    /// What is seen next; an error if a stream ends.
+    /// What is seen next; an error if a stream ends. It looks from time to time: to be woken for each thing that is
+    /// seen, a thousand times within a round, would take as much of the processors as reading them does. When
+    /// something was seen is in [`Seen::at`].
     pub(super) async fn next(&mut self) -> Result<Seen> {
-        tokio::select! {
-            biased;
-            Some(seen) = self.seen.recv() => Ok(seen),
-            ended = self.members.join_next() => Err(ended.map_or_else(|| CliError::new("nobody is there"), failure)),
+        loop {
+            if let Ok(seen) = self.seen.try_recv() {
+                return Ok(seen);
+            }
+            self.stay(LOOK).await?;
         }
     }
 

@@ -14,6 +14,11 @@ async fn two_attempts(world: &World) -> Vec<Attempt> {
     attempts
 }
 
+fn index_of(attempt: &Attempt) -> String {
+    let receipt: serde_json::Value = serde_json::from_slice(&attempt.receipt).unwrap();
+    receipt["index"].as_str().unwrap().to_owned()
+}
+
 fn expected() -> Vec<(&'static str, String)> {
     vec![("a", "1".to_owned()), ("b/c", "2".to_owned()), ("d", "3".to_owned())]
 }
@@ -159,7 +164,7 @@ async fn publish_lists_exactly_what_was_committed_and_is_done_once() {
     let attempts = two_attempts(&world).await;
     // A losing attempt of the same tasks.
     world.stage(&world.lease(8, 1, &[("a", "")])).await.unwrap();
-    world.object.commit(&world.commit_lease(attempts)).await.unwrap();
+    world.object.commit(&world.commit_lease(attempts.clone())).await.unwrap();
     let batch = BatchInfo { staged: 3, ..world.batch() };
     world.object.publish(&batch).await.unwrap();
     let text = std::fs::read(world.path("library/_tranche/b1.json")).unwrap();
@@ -170,6 +175,10 @@ async fn publish_lists_exactly_what_was_committed_and_is_done_once() {
         "create_time": "2023-11-14T22:13:20.123Z",
         "objects": [object("a", b"1"), object("b/c", b"2"), object("d", b"3")],
         "count": 3,
+        "attempts": [
+            {"token": "5-1", "index": index_of(&attempts[0]), "runs": [[1, 1], [3, 3]]},
+            {"token": "5-2", "index": index_of(&attempts[1]), "runs": [[4, 4]]},
+        ],
     });
     assert_eq!(manifest, expected);
 

@@ -9,6 +9,7 @@ mod end;
 mod lost;
 mod paths;
 mod random;
+mod restored;
 mod stage;
 
 use super::Object;

@@ -1,0 +1,199 @@
+//! How many calls each caller makes: one that makes too many is told when to come again, and takes nothing from
+//! others.
+//!
+//! Each has a bucket that holds [`Rate::burst`] calls and is filled at a steady rate. It is kept as one moment, that at
+//! which it is full again (the generic cell rate algorithm, ITU-T I.371), so a full one needs no keeping: that bounds
+//! the memory. A crate would bring its own stores, which are bounded by nothing, for these few lines.
+//!
+//! Behind [`super::auth`]: a bucket is an identity's, and where nobody is asked who they are, an address's. Streams
+//! count as one call. What another coordinator passes on was counted there.
+
+use super::peers::FORWARDED;
+use super::status;
+use crate::identity::Identity;
+use futures::future::{Either, Ready, ready};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::transport::server::TcpConnectInfo;
+use tower::{Layer, Service};
+
+type Request = http::Request<Body>;
+type Response = http::Response<Body>;
+
+/// The most buckets that aren't full. Callers beyond them share one: there are as many addresses, and names in
+/// JWTs, as somebody likes to make.
+const MAX_BUCKETS: usize = 8192;
+/// How often those that are full are dropped, at most: it looks at all of them.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// What is a call of ours. All else, as health, has buckets of its own: a probe must be answered when whoever shares
+/// its address makes too many calls.
+const OURS: &str = "/tranche.v1.";
+
+/// How many calls one caller may make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// On the average.
+    pub per_second: usize,
+    /// At once, after a pause.
+    pub burst: usize,
+}
+
+/// Counts calls.
+#[derive(Clone, Default)]
+pub struct RateLayer(Option<Arc<Buckets>>);
+
+impl fmt::Debug for RateLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RateLayer").field(&self.0.as_ref().map(|buckets| buckets.rate)).finish()
+    }
+}
+
+impl RateLayer {
+    /// `None`: everybody may make any number.
+    pub fn new(rate: Option<Rate>) -> Self {
+        Self(rate.map(|rate| Arc::new(Buckets::new(rate, Instant::now()))))
+    }
+}
+
+impl<S> Layer<S> for RateLayer {
+    type Service = Rated<S>;
+    fn layer(&self, inner: S) -> Self::Service {
+        Rated { inner, layer: self.clone() }
+    }
+}
+
+/// The wrapped services.
+#[derive(Clone, Debug)]
+pub struct Rated<S> {
+    inner: S,
+    layer: RateLayer,
+}
+
+impl<S> Service<Request> for Rated<S>
+where
+    S: Service<Request, Response = Response>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Response, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let ours = request.uri().path().starts_with(OURS);
+        // Who isn't a coordinator and says so was refused before, if anybody is asked who they are.
+        let passed_on = ours && request.headers().contains_key(FORWARDED);
+        if let Some(buckets) = self.layer.0.as_ref().filter(|_| !passed_on) {
+            let caller = Caller::of(&request);
+            if let Err(wait) = buckets.take(caller.clone(), ours, Instant::now()) {
+                tracing::debug!(%caller, ?wait, "too many calls");
+                let refused = status::rate_limited(&caller.to_string(), buckets.rate, wait);
+                return Either::Right(ready(Ok(refused.into_http())));
+            }
+        }
+        Either::Left(self.inner.call(request))
+    }
+}
+
+/// Whose bucket it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Caller {
+    Identity(Arc<str>),
+    Address(IpAddr),
+    /// Those beyond [`MAX_BUCKETS`], and those whose address isn't known.
+    Others,
+}
+
+impl Caller {
+    fn of(request: &Request) -> Self {
+        let extensions = request.extensions();
+        if let Some(identity) = extensions.get::<Arc<Identity>>() {
+            return Self::Identity(identity.name.clone());
+        }
+        let peer = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        peer.map_or(Self::Others, |peer| Self::Address(network(peer.ip())))
+    }
+}
+
+/// A machine has a whole network of addresses in IPv6.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Identity(name) => f.write_str(name),
+            Self::Address(address) => address.fmt(f),
+            Self::Others => f.write_str("others"),
+        }
+    }
+}
+
+struct Buckets {
+    rate: Rate,
+    /// In this time one call comes into a bucket.
+    every: Duration,
+    /// That long before it is full, a bucket has one call.
+    depth: Duration,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    /// When each is full again, of those that may not be; of our calls, and of others.
+    full_at: HashMap<(Caller, bool), Instant>,
+    swept: Instant,
+}
+
+impl Buckets {
+    fn new(rate: Rate, now: Instant) -> Self {
+        let calls = |calls: usize| u32::try_from(calls).unwrap_or(u32::MAX);
+        let every = Duration::from_secs(1) / calls(rate.per_second).max(1);
+        let depth = every * calls(rate.burst).saturating_sub(1);
+        let kept = Kept { full_at: HashMap::new(), swept: now };
+        Self { rate, every, depth, kept: Mutex::new(kept) }
+    }
+
+    /// Takes a call out of a bucket.
+    ///
+    /// # Errors
+    /// It is empty; how long until it isn't.
+    fn take(&self, caller: Caller, ours: bool, now: Instant) -> Result<(), Duration> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bucket = (caller, ours);
+        if kept.full_at.len() >= MAX_BUCKETS && !kept.full_at.contains_key(&bucket) {
+            if now >= kept.swept + SWEEP_EVERY {
+                kept.swept = now;
+                kept.full_at.retain(|_, full_at| *full_at > now);
+            }
+            if kept.full_at.len() >= MAX_BUCKETS {
+                bucket.0 = Caller::Others;
+            }
+        }
+        let full_at = kept.full_at.entry(bucket).or_insert(now);
+        let wait = full_at.saturating_duration_since(now + self.depth);
+        if wait.is_zero() {
+            *full_at = now.max(*full_at) + self.every;
+            Ok(())
+        } else {
+            Err(wait)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
