@@ -261,8 +261,8 @@ fn whole(shared: &Shared, disks: &[Disk], shutdown: &CancellationToken) -> Vec<R
             Some(Unit::Bytes),
         )
         .is(config.max_bytes_per_namespace as f64),
-        gauge("worker_streams", "Streams of workers open here", shared.workers.count() as f64),
-        gauge("worker_streams_limit", "The most streams of workers at once", config.max_workers as f64),
+        gauge("attach_streams", "Streams of workers open here", shared.workers.count() as f64),
+        gauge("attach_streams_limit", "The most streams of workers at once", config.max_workers as f64),
         Reading::gauge("append_inflight", "Bytes of tasks not durable yet", Some(Unit::Bytes)).is(inflight),
     ];
     let bytes = |name, help| Reading::gauge(name, help, Some(Unit::Bytes));

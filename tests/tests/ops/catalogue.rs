@@ -57,6 +57,14 @@ async fn there() -> Metrics {
         scrape::get(&ops, "/metrics").await.1.contains("tranche_disk_size_bytes{").then_some(())
     })
     .await;
+    // Left open.
+    cluster.create(batch_for("noop")).await;
+    // The other one may not be swept yet.
+    eventually("the namespace has one batch", async || {
+        let text = scrape::get(&ops, "/metrics").await.1;
+        text.contains("tranche_namespace_batches{batch_namespace=\"default\"} 1").then_some(())
+    })
+    .await;
     let mut metrics = Metrics::new();
     told(&scrape::get(&ops, "/metrics").await.1, &mut metrics);
     told(&scrape::get(&port, "/metrics").await.1, &mut metrics);
