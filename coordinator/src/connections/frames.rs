@@ -48,17 +48,24 @@ impl Budget {
 
     /// False: there is nothing left to spend.
     pub(super) fn spend(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        if self.left < 1.0 {
-            let now = now();
-            let passed = now.saturating_duration_since(self.at);
-            self.at = now;
-            self.earn(passed.as_secs_f64() * self.a_second);
-        }
-        if self.left < 1.0 {
+        if self.left < 1.0 && !self.has(now()) {
             return false;
         }
         self.left -= 1.0;
         true
+    }
+
+    /// There is something to spend.
+    pub(super) fn has(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at);
+        self.at = now;
+        self.earn(passed.as_secs_f64() * self.a_second);
+        self.left >= 1.0
+    }
+
+    /// Nothing of it is spent, or all of that was earned again.
+    pub(super) fn is_whole(&mut self, now: Instant) -> bool {
+        self.has(now) && self.left >= self.most
     }
 
     fn earn(&mut self, more: f64) {

@@ -3,6 +3,7 @@
 //! | module | bounds |
 //! | --- | --- |
 //! | [`seats`] | connections, in all and of an address |
+//! | [`conduct`] | how fast an address may begin anew whose connections end badly |
 //! | [`frames`], [`watched`] | frames that cost work and bring none; the time until a connection begins, and that its peer leaves unread what is sent to it |
 //! | [`unread`] | the time that an answer waits for window, and the bytes that do |
 //!
@@ -10,6 +11,7 @@
 //! there and then, with a reason in the log and in the metrics. tonic's own server has no place for that, so the
 //! connections are served by hyper, as tonic does it.
 
+mod conduct;
 mod frames;
 mod seats;
 mod unread;
@@ -212,8 +214,8 @@ impl Door {
             loop {
                 match incoming.next().await? {
                     Ok(stream) => {
-                        if let Some(visit) = seats.take(peer(&stream)) {
-                            return Some((Ok(Seated::new(stream, visit)), (incoming, seats, peer, said)));
+                        if let Some(seat) = seats.take(peer(&stream)) {
+                            return Some((Ok(Seated::new(stream, seat)), (incoming, seats, peer, said)));
                         }
                     }
                     Err(error) => {
@@ -318,6 +320,8 @@ impl Door {
             }
             return;
         }
+        // Known to its seat, too, which is given back with the last of it.
+        visit.end(why);
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).say();
         if let Some(unsaid) = said {
             tracing::info!(?peer, reason = why.name(), unsaid, "connection ended: {why}");

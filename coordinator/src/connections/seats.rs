@@ -4,6 +4,7 @@
 //! stranger that came first has to go for the next one: so whoever opens connections and says nothing keeps nobody out,
 //! and takes nothing from those that work. Only when all seats are guests' is a new connection refused.
 
+use super::conduct::Conduct;
 use super::frames::Sparingly;
 use super::{SAID, Why};
 use crate::metrics::ConnectionMetrics;
@@ -13,8 +14,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 use tranche_tls::TlsConnection;
@@ -35,6 +38,7 @@ struct Taken {
     of_one: HashMap<IpAddr, usize>,
     /// In the order in which they came.
     strangers: BTreeMap<u64, Weak<Visit>>,
+    conduct: Conduct,
     refusals: Sparingly,
 }
 
@@ -46,6 +50,7 @@ impl Seats {
             next: 0,
             of_one: HashMap::new(),
             strangers: BTreeMap::new(),
+            conduct: Conduct::default(),
             refusals: Sparingly::new(SAID),
         };
         Arc::new(Self { most, most_of_one, metrics, taken: Mutex::new(taken) })
@@ -55,8 +60,11 @@ impl Seats {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A seat, if there is one or can be made.
-    pub(super) fn take(self: &Arc<Self>, peer: impl Into<Option<SocketAddr>>) -> Option<Arc<Visit>> {
+    /// A seat, if there is one or can be made, and for how long nothing is read there.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        peer: impl Into<Option<SocketAddr>>,
+    ) -> Option<(Arc<Visit>, Duration)> {
         let peer = peer.into();
         let one = peer.map(|peer| network(peer.ip()));
         let mut taken = self.taken();
@@ -66,6 +74,21 @@ impl Seats {
             self.refuse(&mut taken, peer, "peer", "max_peer_connections", self.most_of_one);
             return None;
         }
+        let wait = match one.map_or(Ok(Duration::ZERO), |one| taken.conduct.wait(one)) {
+            Ok(wait) => wait,
+            Err(wait) => {
+                self.metrics.refused("conduct");
+                if let Some(unsaid) = taken.refusals.say() {
+                    tracing::warn!(
+                        ?peer,
+                        unsaid,
+                        ?wait,
+                        "connection refused: too many of its address ended badly"
+                    );
+                }
+                return None;
+            }
+        };
         if taken.count >= self.most {
             let Some(first) = taken.displace() else {
                 self.refuse(&mut taken, peer, "all", "max_connections", self.most);
@@ -96,7 +119,10 @@ impl Seats {
         });
         taken.strangers.insert(visit.id, Arc::downgrade(&visit));
         self.metrics.open.inc();
-        Some(visit)
+        if !wait.is_zero() {
+            self.metrics.held.inc();
+        }
+        Some((visit, wait))
     }
 
     fn refuse(
@@ -125,6 +151,9 @@ impl Seats {
             *left -= 1;
             if *left == 0 {
                 taken.of_one.remove(&one);
+            }
+            if visit.why().is_some() || !visit.guest.load(Ordering::Relaxed) {
+                taken.conduct.bad_end(one);
             }
         }
         self.metrics.open.dec();
@@ -193,12 +222,23 @@ pub(crate) struct Seated<S> {
     stream: S,
     visit: Arc<Visit>,
     leave: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Until anything is read or said.
+    held: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Seated<S> {
-    pub(super) fn new(stream: S, visit: Arc<Visit>) -> Self {
+    pub(super) fn new(stream: S, (visit, wait): (Arc<Visit>, Duration)) -> Self {
         let leave = Box::pin(visit.leave.clone().cancelled_owned());
-        Self { stream, visit, leave }
+        let held = (!wait.is_zero()).then(|| Box::pin(sleep(wait)));
+        Self { stream, visit, leave, held }
+    }
+
+    fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(held) = &mut self.held {
+            ready!(held.as_mut().poll(cx));
+            self.held = None;
+        }
+        Poll::Ready(())
     }
 }
 
@@ -237,12 +277,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Seated<S> {
         if self.leave.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(self.visit.end(Why::Displaced)));
         }
+        ready!(self.begin(cx));
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Seated<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.begin(cx));
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -259,6 +301,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Seated<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.begin(cx));
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 
@@ -279,9 +322,9 @@ mod tests {
     async fn strangers_make_room_in_their_order_and_guests_stay() {
         let metrics = ConnectionMetrics::default();
         let seats = Seats::new(3, usize::MAX, metrics.clone());
-        let [one, two, three] = [(); 3].map(|()| seats.take(at("10.0.0.1")).expect("a seat"));
+        let [one, two, three] = [(); 3].map(|()| seats.take(at("10.0.0.1")).expect("a seat").0);
         one.welcome();
-        let four = seats.take(at("10.0.0.2")).expect("the seat of two");
+        let four = seats.take(at("10.0.0.2")).expect("the seat of two").0;
         assert_eq!((two.why(), three.why(), metrics.open.get()), (Some(Why::Displaced), None, 3));
         assert!(two.leave.is_cancelled());
         // It is counted off once.
@@ -291,7 +334,7 @@ mod tests {
         four.welcome();
         assert!(seats.take(at("10.0.0.3")).is_none(), "all are guests'");
         drop(one);
-        let five = seats.take(at("10.0.0.3")).expect("there is one again");
+        let five = seats.take(at("10.0.0.3")).expect("there is one again").0;
         drop((three, four, five));
         assert_eq!((metrics.open.get(), seats.taken().of_one.len()), (0, 0));
     }
@@ -299,13 +342,13 @@ mod tests {
     #[tokio::test]
     async fn an_address_has_so_many_and_others_have_theirs() {
         let seats = Seats::new(100, 2, ConnectionMetrics::default());
-        let both = [(); 2].map(|()| seats.take(at("10.0.0.1")).expect("a seat"));
+        let both = [(); 2].map(|()| seats.take(at("10.0.0.1")).expect("a seat").0);
         assert!(seats.take(at("10.0.0.1")).is_none());
         assert!(seats.take(at("::ffff:10.0.0.1")).is_none(), "the same");
-        let _other = seats.take(at("10.0.0.2")).expect("another address");
-        let _unknown = [(); 5].map(|()| seats.take(None).expect("where there are no addresses"));
+        let _other = seats.take(at("10.0.0.2")).expect("another address").0;
+        let _unknown = [(); 5].map(|()| seats.take(None).expect("where there are no addresses").0);
         drop(both);
-        let _v6 = ["2001:db8::1", "2001:db8::2:0:0:1"].map(|ip| seats.take(at(ip)).expect("a seat"));
+        let _v6 = ["2001:db8::1", "2001:db8::2:0:0:1"].map(|ip| seats.take(at(ip)).expect("a seat").0);
         assert!(seats.take(at("2001:db8::99")).is_none(), "a /64 is one");
         seats.take(at("2001:db8:0:1::1")).expect("another network");
     }

@@ -14,6 +14,8 @@ pub struct ConnectionMetrics {
     pub(crate) open: Gauge,
     /// The most.
     pub(crate) limit: Gauge,
+    /// Connections of which nothing was read for a while.
+    pub(crate) held: Counter,
     /// Streams that were reset because their answer wasn't read.
     pub(crate) unread_streams: Counter,
     refused: Family<One, Counter>,
@@ -23,7 +25,7 @@ pub struct ConnectionMetrics {
 impl Default for ConnectionMetrics {
     fn default() -> Self {
         let (refused, ended) = (Family::<One, Counter>::default(), Family::<One, Counter>::default());
-        for limit in ["all", "peer"] {
+        for limit in ["all", "peer", "conduct"] {
             refused.get_or_create_owned(&[("limit", limit)]);
         }
         for why in Why::ALL {
@@ -32,6 +34,7 @@ impl Default for ConnectionMetrics {
         Self {
             open: Gauge::default(),
             limit: Gauge::default(),
+            held: Counter::default(),
             unread_streams: Counter::default(),
             refused,
             ended,
@@ -59,13 +62,18 @@ impl ConnectionMetrics {
         );
         registry.register(
             "connections_refused",
-            "Connections that found no seat, by limit: of all, or of their address",
+            "Connections that found no seat, by limit: of all, of their address, or by how others of it ended",
             self.refused.clone(),
         );
         registry.register(
             "connections_ended",
             "Connections that ended, by reason; closed: in order, or by their peer",
             self.ended.clone(),
+        );
+        registry.register(
+            "connections_held",
+            "Connections that had to wait before they began, because too many of their address ended badly",
+            self.held.clone(),
         );
         registry.register(
             "unread_streams",

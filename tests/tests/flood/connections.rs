@@ -1,7 +1,7 @@
 //! How many connections, and what becomes of those that don't begin, or don't live.
 
 use crate::world::{GET, World};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tranche_client::Client;
 use tranche_tests::process::{Process, program};
 use tranche_tests::raw::{Raw, frame, kind, whole_call};
@@ -119,13 +119,48 @@ async fn there_are_never_more_connections_than_files() {
     let listed = async || client.list_page(Default::default()).await.expect("served");
     listed().await;
     let mut idle = Vec::new();
-    for _ in 0..400 {
+    for _ in 0..250 {
         idle.push(Raw::connect(&address).await);
     }
     listed().await;
     idle.last_mut().expect("there").begin(&[]).await;
     assert!(is_taken(idle.last_mut().expect("there")).await);
     assert!(scrape::samples(&ops).await["process_open_fds"] < 200.0);
+}
+
+/// Or whoever begins anew each time that a connection is ended would cost more than with the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_whose_connections_end_badly_is_let_in_slowly() {
+    let mut world = World::start(&[]).await;
+    let came = |ip: [u8; 4]| {
+        let address = world.address.clone();
+        async move {
+            let began = Instant::now();
+            let mut raw = Raw::connect_from(&address, ip).await;
+            raw.begin(&[]).await;
+            // False: refused.
+            raw.settled().await.then(|| began.elapsed())
+        }
+    };
+    // They say nothing but a PING, and go; beside each other, so that those that wait do so together.
+    let began = Instant::now();
+    let mut times = Vec::new();
+    for _ in 0..4 {
+        let all = (0..50).map(|_| tokio::spawn(came([127, 0, 0, 9])));
+        for one in all.collect::<Vec<_>>() {
+            times.push(one.await.expect("no panic"));
+        }
+    }
+    let took = began.elapsed();
+    let samples = world.samples().await;
+    let held = samples["tranche_connections_held_total"];
+    assert!(held > 20, "{held} of {} in {took:?}", times.len());
+    // However slow the machine is: those that were held came one after the other.
+    assert!(took >= Duration::from_millis(20) * (held as u32 / 8), "{held} in {took:?}");
+    assert!(came([127, 0, 0, 10]).await.is_some(), "another address");
+    assert_eq!(world.samples().await["tranche_connections_held_total"], held, "which doesn't wait");
+    assert!(world.cluster.coordinator(0).has_ended().is_none());
+    world.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

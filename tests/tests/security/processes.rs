@@ -4,7 +4,7 @@ use crate::world::{TEAMS, identities, of_team};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use tranche_coordinator::identity::Role;
-use tranche_tests::{Pki, Ran, Session, grpcurl, run, tranche};
+use tranche_tests::{Pki, Process, Ran, Session, grpcurl, run, tranche};
 
 const CANARY: &str = "canary-7f3a9c-not-in-any-log";
 
@@ -199,5 +199,51 @@ async fn a_coordinator_that_others_could_reach_does_not_start_open() {
         let path = pki.text(file);
         let flags = [&tls[..], &["--listen", "127.0.0.1:0", "--store", &store, flag, &path]].concat();
         run(&program, &flags, "").await.exits(1).says(&["can't start", file]);
+    }
+}
+
+/// What a call brought is in no metric, and no secret in what other users of the machine see of a process.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_in_metrics_or_arguments() {
+    let (pki, dir) = (Pki::new(), tempfile::tempdir().expect("a folder"));
+    let admin = format!(
+        "[[identity]]\nname = 'canary'\ntoken_sha256 = {:?}\nnamespace = '*'\nroles = ['admin', 'worker']\n",
+        tranche_tests::sha256_hex(CANARY)
+    );
+    pki.write("identities.toml", admin);
+    pki.write("token", format!("{CANARY}\n"));
+    let flags = [
+        "--listen=127.0.0.1:0".to_owned(),
+        "--ops-listen=127.0.0.1:0".to_owned(),
+        format!("--store=embedded:{}", dir.path().join("state").display()),
+        format!("--identities={}", pki.text("identities.toml")),
+        format!("--token-file={}", pki.text("token")),
+    ];
+    let program = tranche_tests::process::program;
+    let mut coordinator = Process::spawn("coordinator", &program("tranche-coordinator"), &flags, dir.path());
+    let address = coordinator.said("listening on").await.expect("it starts");
+    let ops = coordinator.said("ops port on").await.expect("an ops port");
+    let flags = [
+        format!("--coordinator=http://{address}"),
+        format!("--token-file={}", pki.text("token")),
+        "--id=w1".to_owned(),
+        "--ops-listen=127.0.0.1:0".to_owned(),
+    ];
+    let mut worker = Process::spawn("worker", &program("tranche-worker"), &flags, dir.path());
+    worker.said("attached to").await.expect("its token is known");
+    for bearer in [CANARY.to_owned(), format!("{CANARY}-wrong")] {
+        let header = format!("authorization: Bearer {bearer}");
+        // Where a name, a label or a path would be.
+        for method in ["tranche.v1.AdminService/ListWorkers", "tranche.v1.BatchService/GetBatch"] {
+            let words = ["-plaintext", "-max-time", "50", "-H", &header, "-d", "{}", &address, method];
+            run(&grpcurl(), &words, "").await;
+        }
+    }
+    let metrics = tranche_tests::scrape::get(&ops, "/metrics").await.1;
+    assert!(metrics.contains("tranche_calls_total{") && !metrics.contains("canary"), "{metrics}");
+    for process in [&coordinator, &worker] {
+        let seen = std::fs::read(format!("/proc/{}/cmdline", process.id())).expect("a process");
+        let seen = String::from_utf8_lossy(&seen);
+        assert!(seen.contains("--token-file") && !seen.contains(CANARY), "{seen}");
     }
 }

@@ -18,6 +18,7 @@ const ROWS: &[&str] = &[
     "fleet cancel",
     "fleet grant",
     "fleet idle",
+    "flood --runs 1",
     "object",
     "restart",
 ];

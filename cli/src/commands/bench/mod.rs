@@ -34,6 +34,7 @@ mod cluster;
 mod etcd;
 mod figure;
 mod fleet;
+mod flood;
 mod latency;
 mod machine;
 mod noop;
@@ -110,6 +111,11 @@ pub(crate) enum BenchCommand {
     Latency(latency::LatencyArgs),
     /// One coordinator with very many workers.
     Fleet(fleet::FleetArgs),
+    /// Calls of a client beside attackers: rapid reset, CONTINUATION, PING, SETTINGS, connections.
+    Flood(flood::FloodArgs),
+    /// An attacker, for `flood`.
+    #[command(hide = true)]
+    Attacker(flood::AttackerArgs),
     /// The owner of a large batch is killed: until another grants its tasks, once the lock is free.
     Takeover(takeover::TakeoverArgs),
     /// A coordinator with its own store and many finished batches is started again.
@@ -121,11 +127,12 @@ pub(crate) enum BenchCommand {
 /// One row's runs. `line` is its command line after `tranche bench`.
 async fn one(session: &Session, line: &str, runs: u32, command: &BenchCommand) -> Result<RowReport> {
     match command {
-        BenchCommand::All(_) => Err(CliError::usage("`all` is not one bench")),
+        BenchCommand::All(_) | BenchCommand::Attacker(_) => Err(CliError::usage("this is not one bench")),
         BenchCommand::Noop(row) => session.repeat(line, runs, row).await,
         BenchCommand::Append(row) => session.repeat(line, runs, row).await,
         BenchCommand::Latency(row) => session.repeat(line, runs, row).await,
         BenchCommand::Fleet(row) => session.repeat(line, runs, row).await,
+        BenchCommand::Flood(row) => session.repeat(line, runs, row).await,
         BenchCommand::Takeover(row) => session.repeat(line, runs, row).await,
         BenchCommand::Restart(row) => session.repeat(line, runs, row).await,
         BenchCommand::Object(args) => session.repeat(line, runs, &object::Object::new(args.clone())).await,
@@ -142,6 +149,9 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> Result<i32> {
 }
 
 async fn measure(global: &Global, BenchArgs { options, command }: BenchArgs) -> Result<i32> {
+    if let BenchCommand::Attacker(args) = &command {
+        return flood::attack(args);
+    }
     let file = options.json.as_ref().filter(|file| **file != Path::new("-"));
     let only_json = file.is_none() && (options.json.is_some() || global.output == Output::Json);
     // What is typed wrong is said at once.

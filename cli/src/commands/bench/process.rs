@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -63,6 +64,18 @@ impl Process {
             Ok(None) => Err(self.failure("ended before it was ready")),
             Err(_) => Err(self.failure(&format!("was not ready within {READY_WITHIN:?}"))),
         }
+    }
+
+    /// The rest of the newest line that starts with `prefix` and was printed by now.
+    pub(super) fn latest(&mut self, prefix: &str) -> String {
+        let mut latest = String::new();
+        let lines = std::iter::from_fn(|| self.output.next_line().now_or_never()?.ok()?);
+        for line in lines {
+            if let Some(rest) = line.strip_prefix(prefix) {
+                rest.clone_into(&mut latest);
+            }
+        }
+        latest
     }
 
     /// Waits until the child ends, which none should before it is stopped.
