@@ -64,6 +64,7 @@ pub struct Config {
     pub max_concurrent_requests: usize,
     /// Calls a second that one identity may make, or one address where nobody is asked who they are; more are told
     /// when to come again. 0 to 1,000,000, default 2,000, some tens of times what a busy client makes. 0: any number.
+    /// Workers that attach are counted apart, and as many as may be there may come at once.
     pub max_calls_per_second: usize,
     /// How many of them at once, after a pause. 1 to 1,000,000. Default: those of two seconds.
     pub max_call_burst: Option<usize>,
@@ -284,7 +285,8 @@ impl Config {
     pub fn rate(&self) -> Option<Rate> {
         let per_second = self.max_calls_per_second;
         let burst = self.max_call_burst.unwrap_or(2 * per_second);
-        (per_second > 0).then_some(Rate { per_second, burst })
+        let fleet = self.share(self.max_workers_per_identity, self.max_workers);
+        (per_second > 0).then_some(Rate { per_second, burst, fleet })
     }
 
     /// How many slots a namespace has for its batches; 0: they hold none.

@@ -3,7 +3,8 @@
 //! Whoever's connection is ended for a flood begins the next at once: the handshakes and the first frames of thousands of
 //! them a second would cost more than the flood does. So an address whose connections again and again end for what
 //! they sent, or without a call that was let in, is let in slowly: its new connections wait in a line before anything is
-//! read of them. Those that are open aren't touched, and soon after the last of it all is as before.
+//! read of them. Those that are open aren't touched, and soon after the last of it all is as before. One that made calls
+//! and then doesn't read, or answer a ping, hasn't sent anything bad: it may have been cut off from us.
 
 use super::frames::Budget;
 use std::collections::HashMap;

@@ -127,6 +127,15 @@ impl Why {
         }
     }
 
+    /// Whether the peer did something that ours never do. One that is cut off from us, or too slow, does nothing: a
+    /// fleet behind one address comes back all at once when its network does.
+    fn is_attack(self) -> bool {
+        match self {
+            Self::Pings | Self::Settings | Self::Frames | Self::Flood | Self::Protocol => true,
+            Self::Closed | Self::Displaced | Self::Silent | Self::Unread | Self::Dead => false,
+        }
+    }
+
     /// As hyper and h2 tell it.
     fn of(error: &hyper::Error) -> Self {
         if error.is_timeout() {

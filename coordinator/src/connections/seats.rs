@@ -152,7 +152,7 @@ impl Seats {
             if *left == 0 {
                 taken.of_one.remove(&one);
             }
-            if visit.why().is_some() || !visit.guest.load(Ordering::Relaxed) {
+            if visit.why().is_some_and(Why::is_attack) || !visit.guest.load(Ordering::Relaxed) {
                 taken.conduct.bad_end(one);
             }
         }
@@ -351,5 +351,32 @@ mod tests {
         let _v6 = ["2001:db8::1", "2001:db8::2:0:0:1"].map(|ip| seats.take(at(ip)).expect("a seat").0);
         assert!(seats.take(at("2001:db8::99")).is_none(), "a /64 is one");
         seats.take(at("2001:db8:0:1::1")).expect("another network");
+    }
+
+    /// A thousand workers behind one address, whose network was away for a while.
+    #[tokio::test]
+    async fn a_fleet_that_was_cut_off_comes_back_at_once_and_an_attacker_does_not() {
+        for (why, made_calls, waits) in [
+            (Some(Why::Dead), true, false),
+            (Some(Why::Unread), true, false),
+            (None, true, false),
+            (None, false, true),
+            (Some(Why::Silent), false, true),
+            (Some(Why::Flood), true, true),
+            (Some(Why::Pings), true, true),
+        ] {
+            let seats = Seats::new(2000, usize::MAX, ConnectionMetrics::default());
+            let fleet: Vec<_> = (0..1000).map(|_| seats.take(at("10.0.0.1")).expect("a seat").0).collect();
+            for visit in fleet {
+                if made_calls {
+                    visit.welcome();
+                }
+                if let Some(why) = why {
+                    visit.end(why);
+                }
+            }
+            let (_again, wait) = seats.take(at("10.0.0.1")).expect("a seat");
+            assert_eq!(!wait.is_zero(), waits, "{why:?} {made_calls}");
+        }
     }
 }

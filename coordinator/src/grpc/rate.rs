@@ -6,7 +6,8 @@
 //! the memory. A crate would bring its own stores, which are bounded by nothing, for these few lines.
 //!
 //! Behind [`super::auth`]: a bucket is an identity's, and where nobody is asked who they are, an address's. Streams
-//! count as one call. What another coordinator passes on was counted there.
+//! count as one call. What another coordinator passes on was counted there. Workers attach from a bucket of their own,
+//! as deep as a fleet is large: when a coordinator is started again all come at once, and their leases don't wait.
 
 use super::peers::FORWARDED;
 use super::status;
@@ -31,9 +32,10 @@ type Response = http::Response<Body>;
 const MAX_BUCKETS: usize = 8192;
 /// How often those that are full are dropped, at most: it looks at all of them.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// What is a call of ours. All else, as health, has buckets of its own: a probe must be answered when whoever shares
-/// its address makes too many calls.
+/// What is a call of ours.
 const OURS: &str = "/tranche.v1.";
+/// What workers call.
+const WORKERS: &str = "/tranche.v1.WorkerService/";
 
 /// How many calls one caller may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Rate {
     pub per_second: usize,
     /// At once, after a pause.
     pub burst: usize,
+    /// Workers that attach at once, if that is more.
+    pub fleet: usize,
 }
 
 /// Counts calls.
@@ -88,18 +92,39 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let ours = request.uri().path().starts_with(OURS);
+        let kind = Kind::of(request.uri().path());
         // Who isn't a coordinator and says so was refused before, if anybody is asked who they are.
-        let passed_on = ours && request.headers().contains_key(FORWARDED);
+        let passed_on = kind == Kind::Call && request.headers().contains_key(FORWARDED);
         if let Some(buckets) = self.layer.0.as_ref().filter(|_| !passed_on) {
             let caller = Caller::of(&request);
-            if let Err(wait) = buckets.take(caller.clone(), ours, Instant::now()) {
+            if let Err(wait) = buckets.take(caller.clone(), kind, Instant::now()) {
                 tracing::debug!(%caller, ?wait, "too many calls");
                 let refused = status::rate_limited(&caller.to_string(), buckets.rate, wait);
                 return Either::Right(ready(Ok(refused.into_http())));
             }
         }
         Either::Left(self.inner.call(request))
+    }
+}
+
+/// What it is that a caller has a bucket of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Call,
+    Attach,
+    /// As health: a probe must be answered when whoever shares its address makes too many calls.
+    NotOurs,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        if path.starts_with(WORKERS) {
+            Self::Attach
+        } else if path.starts_with(OURS) {
+            Self::Call
+        } else {
+            Self::NotOurs
+        }
     }
 }
 
@@ -148,33 +173,38 @@ struct Buckets {
     rate: Rate,
     /// In this time one call comes into a bucket.
     every: Duration,
-    /// That long before it is full, a bucket has one call.
-    depth: Duration,
     kept: Mutex<Kept>,
 }
 
 struct Kept {
-    /// When each is full again, of those that may not be; of our calls, and of others.
-    full_at: HashMap<(Caller, bool), Instant>,
+    /// When each is full again, of those that may not be.
+    full_at: HashMap<(Caller, Kind), Instant>,
     swept: Instant,
 }
 
 impl Buckets {
     fn new(rate: Rate, now: Instant) -> Self {
-        let calls = |calls: usize| u32::try_from(calls).unwrap_or(u32::MAX);
         let every = Duration::from_secs(1) / calls(rate.per_second).max(1);
-        let depth = every * calls(rate.burst).saturating_sub(1);
         let kept = Kept { full_at: HashMap::new(), swept: now };
-        Self { rate, every, depth, kept: Mutex::new(kept) }
+        Self { rate, every, kept: Mutex::new(kept) }
+    }
+
+    /// That long before it is full, a bucket has one call.
+    fn depth(&self, kind: Kind) -> Duration {
+        let burst = match kind {
+            Kind::Attach => self.rate.fleet.max(self.rate.burst),
+            Kind::Call | Kind::NotOurs => self.rate.burst,
+        };
+        self.every * calls(burst).saturating_sub(1)
     }
 
     /// Takes a call out of a bucket.
     ///
     /// # Errors
     /// It is empty; how long until it isn't.
-    fn take(&self, caller: Caller, ours: bool, now: Instant) -> Result<(), Duration> {
+    fn take(&self, caller: Caller, kind: Kind, now: Instant) -> Result<(), Duration> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bucket = (caller, ours);
+        let mut bucket = (caller, kind);
         if kept.full_at.len() >= MAX_BUCKETS && !kept.full_at.contains_key(&bucket) {
             if now >= kept.swept + SWEEP_EVERY {
                 kept.swept = now;
@@ -185,7 +215,7 @@ impl Buckets {
             }
         }
         let full_at = kept.full_at.entry(bucket).or_insert(now);
-        let wait = full_at.saturating_duration_since(now + self.depth);
+        let wait = full_at.saturating_duration_since(now + self.depth(kind));
         if wait.is_zero() {
             *full_at = now.max(*full_at) + self.every;
             Ok(())
@@ -193,6 +223,10 @@ impl Buckets {
             Err(wait)
         }
     }
+}
+
+fn calls(calls: usize) -> u32 {
+    u32::try_from(calls).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

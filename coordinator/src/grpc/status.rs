@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn what_never_reached_the_node_has_details_too() {
-        let status = rate_limited("ci", Rate { per_second: 7, burst: 9 }, Duration::from_secs(1));
+        let status = rate_limited("ci", Rate { per_second: 7, burst: 9, fleet: 9 }, Duration::from_secs(1));
         assert_eq!(status.code(), Code::ResourceExhausted);
         let details = status.get_error_details();
         assert_eq!(details.error_info().expect("there").reason, "RATE_LIMITED");

@@ -11,7 +11,7 @@ const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
 fn layer(per_second: usize, burst: usize) -> RateLayer {
-    RateLayer::new(Some(Rate { per_second, burst }))
+    RateLayer::new(Some(Rate { per_second, burst, fleet: 0 }))
 }
 
 fn request(path: &str) -> Request {
@@ -107,6 +107,18 @@ async fn a_probe_is_answered_whatever_its_neighbours_do_and_floods_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_whole_fleet_attaches_at_once() {
+    const ATTACH: &str = "/tranche.v1.WorkerService/Attach";
+    for (fleet, let_in) in [(50, 50), (0, 3)] {
+        let layer = RateLayer::new(Some(Rate { per_second: 10, burst: 3, fleet }));
+        assert_eq!(taken(&layer, || by(ATTACH, "workers")).await, let_in);
+        assert_eq!(taken(&layer, || by(GET, "workers")).await, 3, "other calls are counted apart");
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(taken(&layer, || by(ATTACH, "workers")).await, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_limit_nothing_is_counted() {
     let layer = RateLayer::new(None);
     for _ in 0..10_000 {
@@ -117,20 +129,20 @@ async fn without_a_limit_nothing_is_counted() {
 #[test]
 fn the_memory_is_bounded_and_those_without_a_bucket_of_their_own_share_one() {
     let start = Instant::now();
-    let buckets = Buckets::new(Rate { per_second: 1, burst: 2 }, start);
+    let buckets = Buckets::new(Rate { per_second: 1, burst: 2, fleet: 0 }, start);
     let count = || buckets.kept.lock().expect("not poisoned").full_at.len();
     let caller = |n: usize| Caller::Identity(format!("jwt:{n}").into());
     for n in 0..MAX_BUCKETS {
-        buckets.take(caller(n), true, start).expect("let in");
+        buckets.take(caller(n), Kind::Call, start).expect("let in");
     }
     assert_eq!(count(), MAX_BUCKETS);
-    let others = (MAX_BUCKETS..MAX_BUCKETS + 5).map(|n| buckets.take(caller(n), true, start));
+    let others = (MAX_BUCKETS..MAX_BUCKETS + 5).map(|n| buckets.take(caller(n), Kind::Call, start));
     assert_eq!(others.flatten().count(), 2, "they share one bucket");
     assert_eq!(count(), MAX_BUCKETS + 1);
-    buckets.take(caller(0), true, start).expect("who has a bucket keeps it");
-    buckets.take(caller(0), true, start).expect_err("and it is empty");
+    buckets.take(caller(0), Kind::Call, start).expect("who has a bucket keeps it");
+    buckets.take(caller(0), Kind::Call, start).expect_err("and it is empty");
     // One call takes a second to come back.
     let later = start + Duration::from_secs(1);
-    buckets.take(caller(MAX_BUCKETS), true, later).expect("let in");
+    buckets.take(caller(MAX_BUCKETS), Kind::Call, later).expect("let in");
     assert_eq!(count(), 3, "what is full isn't kept: caller 0, those who shared, and the new one");
 }
