@@ -158,7 +158,8 @@ pub async fn serve(
     let ended = end.cancelled();
     let left = shutdown.cancelled();
     let silent = tokio::time::sleep_until(heard + silence);
-    tokio::pin!(ended, left, silent);
+    let unread = out.closed();
+    tokio::pin!(ended, left, silent, unread);
     let result = loop {
         tokio::select! {
             // In this order: frames that keep coming hold nothing up, and a frame comes before the silence,
@@ -166,6 +167,8 @@ pub async fn serve(
             biased;
             () = &mut ended => break Err(Status::aborted("this stream was replaced, or not read")),
             () = &mut left => break Err(Status::from(Error::ShuttingDown)),
+            // Its answers have no reader any more, however lively it is: what it would be given is lost.
+            () = &mut unread => break Ok(()),
             Some(_) = session.work.join_next(), if !session.work.is_empty() => {}
             frame = frames.try_next() => match frame {
                 Ok(Some(request)) => {
