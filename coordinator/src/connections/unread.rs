@@ -136,7 +136,8 @@ impl Answer {
         let Ok(permit) = unread.clone().try_acquire_many_owned(size) else {
             self.ended = true;
             let mut trailers = http::HeaderMap::new();
-            let busy = Error::Busy { what: "bytes of answers not read on this connection", limit: UNREAD_BYTES };
+            let busy =
+                Error::Busy { what: "bytes of answers not read on this connection", limit: UNREAD_BYTES };
             let status = Status::from(busy);
             // It is made of ASCII.
             let _ = status.add_header(&mut trailers);

@@ -116,7 +116,10 @@ mod tests {
         let mut cache = Cache::new(2 * size);
         cache.insert(place("a/1"), segment(100));
         cache.insert(place("a/2"), segment(100));
-        assert!(cache.take(&place("a/1"), 0).is_some() && cache.take(&place("a/2"), 0).is_some(), "at its limit");
+        assert!(
+            cache.take(&place("a/1"), 0).is_some() && cache.take(&place("a/2"), 0).is_some(),
+            "at its limit"
+        );
         assert!(cache.take(&place("a/1"), 0).is_some());
         cache.insert(place("a/3"), segment(100));
         assert!(cache.take(&place("a/2"), 0).is_none(), "one over its limit");

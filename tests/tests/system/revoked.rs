@@ -62,20 +62,20 @@ async fn a_submit_gives_a_batch_that_its_failure_limit_revoked() {
     for swept in [false, true] {
         let limit = v1::FailureLimit { max_failed_tasks: Some(4), ..Default::default() };
         let spec = v1::Batch { failure_limit: Some(limit), ..spec() };
-        assert_comes_back(spec, swept, false, Reason::FailureLimit).await;
+        Box::pin(assert_comes_back(spec, swept, false, Reason::FailureLimit)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_submit_gives_a_batch_that_its_deadline_revoked() {
     let spec = v1::Batch { deadline: Some(prost_types::Duration { seconds: 1, nanos: 0 }), ..spec() };
-    assert_comes_back(spec, false, false, Reason::Deadline).await;
+    Box::pin(assert_comes_back(spec, false, false, Reason::Deadline)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_submit_gives_a_batch_that_was_cancelled() {
     for swept in [false, true] {
-        assert_comes_back(spec(), swept, true, Reason::Cancelled).await;
+        Box::pin(assert_comes_back(spec(), swept, true, Reason::Cancelled)).await;
     }
 }
 
