@@ -186,3 +186,39 @@ async fn why_a_batch_does_not_move_is_said_at_any_coordinator() {
     gate.err(0);
     client.wait(&batch).await.unwrap();
 }
+
+/// On etcd, with real processes: what is over the limit is refused at each, and a client doesn't try for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_namespace_may_have_is_of_both_together() {
+    let twenty: tranche_proto::TaskList = tasks(20).into_iter().collect();
+    let cluster = Cluster::builder()
+        .coordinators(2)
+        .flag("max-batches-per-namespace", "2")
+        .flag("max-bytes-per-namespace", &twenty.bytes().len().to_string())
+        .start()
+        .await;
+    let clients = [cluster.client_of(0), cluster.client_of(1)];
+    let request = || v1::CreateBatchRequest { batch: Some(batch_for("noop")), ..Default::default() };
+    let refused = |error: tranche_client::Error, setting: &str| {
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert_eq!(error.reason().as_deref(), Some("QUOTA_EXCEEDED"), "{error}");
+        assert_eq!(error.metadata()["setting"], setting, "{error}");
+    };
+    let mut batches = Vec::new();
+    for client in &clients {
+        batches.push(client.create(request()).await.expect("made").name);
+    }
+    for client in &clients {
+        refused(client.create(request()).await.expect_err("the third"), "max_batches_per_namespace");
+    }
+    // The whole of it in one batch; then nothing fits into the other, whoever takes the call.
+    cluster.append(&batches[0], 1, tasks(20)).await;
+    for client in &clients {
+        let append = client.append(&batches[1], tokio_stream::iter(tasks(1))).await;
+        refused(append.expect_err("no room"), "max_bytes_per_namespace");
+    }
+    cluster.client().cancel(&batches[0], "ann", "").await.expect("decided");
+    eventually("it is swept", async || cluster.get(&batches[0]).await.swept.then_some(())).await;
+    clients[1].append(&batches[1], tokio_stream::iter(tasks(20))).await.expect("room again");
+    clients[1].create(request()).await.expect("room again");
+}

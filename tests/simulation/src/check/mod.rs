@@ -93,6 +93,8 @@ pub(crate) struct Checker {
     pub batches: BTreeMap<String, Mirror>,
     /// Which batch each request made.
     requests: BTreeMap<String, String>,
+    /// Whose each slot is.
+    slots: BTreeMap<String, String>,
     /// The first violation, with its time.
     pub violation: Option<(At, String)>,
 }

@@ -42,6 +42,12 @@ impl Inner {
             }
             return Ok(());
         }
+        if kind == "slots" {
+            self.trace.hash(now, key, &normal);
+            let record = decoded::<v1::SlotRecord>(value)?;
+            self.slot_changed(key, record);
+            return Ok(());
+        }
         let mirror = self.check.batches.entry(batch.clone()).or_default();
         if deleted && kind != "locks" && mirror.state.as_ref().is_some_and(|state| state.swept) {
             // It ended, and somebody deletes it, or its owner folds it: the mirror keeps what it was.
@@ -143,6 +149,28 @@ impl Inner {
         self.trace.hash(now, key, &normal);
         self.say(|| format!("r{revision} {}{key} {text}", if deleted { "delete " } else { "" }));
         Ok(())
+    }
+}
+
+impl Inner {
+    /// I8: a slot is of one batch, until that is swept.
+    fn slot_changed(&mut self, key: &str, record: Option<v1::SlotRecord>) {
+        let (before, slots) = (self.check.slots.remove(key), &mut self.check.slots);
+        let wrong = match (before, record) {
+            (before, Some(record)) => {
+                slots.insert(key.to_owned(), record.batch.clone());
+                before.filter(|before| *before != record.batch).map(|before| format!("was that of {before}"))
+            }
+            (Some(before), None) => {
+                let state = self.check.batches.get(&before).and_then(|mirror| mirror.state.as_ref());
+                let needed = state.is_some_and(|state| !state.swept);
+                needed.then(|| format!("is freed, and {before} isn't swept"))
+            }
+            (None, None) => None,
+        };
+        if let Some(wrong) = wrong {
+            self.violated(format!("I8 {key} {wrong}"));
+        }
     }
 }
 
