@@ -53,3 +53,19 @@ async fn a_bench_prints_a_table_and_writes_json() {
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("the folder").collect();
     assert_eq!(left.len(), 1, "nothing but the figures is left: {left:?}");
 }
+
+/// Its times are for a quiet machine; that the attacker attacks and no call of others fails is for any.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_is_measured_and_fails_no_call() {
+    let words = [
+        "bench", "flood", "--attack", "reset", "--turns", "1", "--store", "embedded", "--runs", "1", "--json",
+    ];
+    let report = run(&program("tranche"), &words, "").await.exits(0).json();
+    let beside = report["flood"].as_array().expect("what was measured");
+    let kinds: Vec<_> = beside.iter().map(|one| one["beside"].as_str().expect("a name")).collect();
+    assert_eq!(kinds, ["quiet", "spin", "calls", "reset"], "{report}");
+    for one in beside {
+        assert!(one["calls"].as_u64().expect("a count") > 20, "{one}");
+    }
+    assert!(beside[3]["frames_per_s"].as_f64().expect("a rate") > 0.0, "{report}");
+}
