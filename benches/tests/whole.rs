@@ -59,5 +59,5 @@ async fn a_task_more_is_hardly_an_allocation_more() {
     drain.cancel();
     working.await.expect("joined").expect("in order");
     stop.cancel();
-    serving.await.expect("joined").expect("in order");
+    serving.await.expect("joined");
 }
