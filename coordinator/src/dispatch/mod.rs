@@ -1,9 +1,9 @@
 //! Who asks for work, who has some, and what is on its way to whom.
 //!
 //! Workers' requests wait in one queue a handler, those of one namespace's workers in a line of their own. A worker
-//! of a namespace is told of its batches alone, and no owner of another one hears that it is there. An owner that has leases to give takes requests from
-//! the head ([`Dispatch::take`]): nothing is assigned before. When several batches are hungry, the one
-//! that got the least for its priority goes first ([`queue`]).
+//! of a namespace is told of its batches alone, and no owner of another one hears that it is there. An owner that
+//! has leases to give takes requests from the head ([`Dispatch::take`]): nothing is assigned before. When several
+//! batches are hungry, the one that got the least for its priority goes first ([`queue`]).
 //!
 //! All of it is behind one lock, which is never held across a wait: a few map operations a lease.
 //! Sending is part of it, so that a worker that was told of a rollback can't get a staging lease of that
@@ -120,8 +120,8 @@ impl Dispatch {
     // ---- batches ----
 
     /// A batch is owned here from now on; `wake` is notified when there is a request for it. Every worker
-    /// of its namespace that is attached is told, and answers with what it holds of the batch; returns who they are. None, if a
-    /// later epoch of the batch is here already.
+    /// of its namespace that is attached is told, and answers with what it holds of the batch; returns who they are.
+    /// None, if a later epoch of the batch is here already.
     pub fn register(
         &self,
         batch: &BatchKey,
@@ -294,8 +294,8 @@ impl Dispatch {
         }
     }
 
-    /// Tells every worker of its namespace that a batch of this owner was decided. After a rollback no staging lease of it is
-    /// sent.
+    /// Tells every worker of its namespace that a batch of this owner was decided. After a rollback no staging lease
+    /// of it is sent.
     pub fn broadcast(&self, batch: &BatchKey, phase: v1::Phase) {
         let mut inner = self.lock();
         if phase == v1::Phase::Rollback {
