@@ -62,6 +62,7 @@ def named(schema, path=""):
 
 
 TRIAL, PRODUCTION, POOLS = map(values_of, ("trial", "production", "pools"))
+WITH_OPS = put(TRIAL, "ops.enabled", True)
 POOL = "workerPools.pictures"
 
 # (values, path, wrong value, what helm says)
@@ -146,6 +147,7 @@ BY_CHECK = [
     (TRIAL, "tls.clientCa.secret", "x", "tls.clientCa.secret: client certificates need"),
     (PRODUCTION, "ops.enabled", False, "ops.enabled: must be true with TLS"),
     (PRODUCTION, "ops.enabled", False, "serviceMonitor.enabled: there is nothing to scrape"),
+    (TRIAL, "coordinator.config.open_services", [], "coordinator.config.open_services: must have health"),
     (PRODUCTION, "ops.port", 7070, "ops.port: 7070 is the gRPC port, too"),
     (POOLS, "traces.otlpEndpoint", "http://otel:4317", "traces.ca.secret: a CA is for a collector at https://"),
     (TRIAL, "traces.ca.secret", "otel-ca", "traces.ca.secret: a CA is for a collector at https://"),
@@ -241,6 +243,8 @@ class Values(Case):
             (TRIAL, "coordinator.port", 65535),
             (TRIAL, "coordinator.shutdownGraceSeconds", 600),
             (TRIAL, "coordinator.config.max_watchers", 1),
+            (WITH_OPS, "coordinator.config.open_services", []),
+            (TRIAL, "coordinator.config.open_services", ["health"]),
             (TRIAL, "podSecurity.runAsUser", 1),
             (TRIAL, "workerPools.trial.slots", 1024),
             (TRIAL, "workerPools.trial.windowBytes", 8388608),

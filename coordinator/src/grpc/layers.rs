@@ -11,7 +11,7 @@ use super::told::Told;
 use crate::error::Error;
 use crate::metrics::{CallMetrics, code_name};
 use futures::future::BoxFuture;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -127,7 +127,7 @@ where
         };
         let limited = LIMITED.iter().any(|prefix| request.uri().path().starts_with(prefix));
         let layer = self.layer.clone();
-        let timeout = asked_time(&request).map_or(layer.timeout, |asked| asked.min(layer.timeout));
+        let timeout = asked_time(request.headers()).map_or(layer.timeout, |asked| asked.min(layer.timeout));
         // The one that was polled ready is the one to call.
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
@@ -198,8 +198,8 @@ fn refusal(status: Status) -> Response {
 }
 
 /// How long the caller waits (`grpc-timeout`: up to eight digits and a unit).
-fn asked_time(request: &Request) -> Option<Duration> {
-    let text = request.headers().get("grpc-timeout")?.to_str().ok()?;
+pub(super) fn asked_time(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;

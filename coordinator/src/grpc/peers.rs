@@ -3,7 +3,7 @@
 //! A call that was passed on once is never passed on again: two coordinators that each take the other for the
 //! owner would play with it.
 
-use super::layers::REQUEST_ID;
+use super::layers::{REQUEST_ID, asked_time};
 use super::{status, validate};
 use crate::error::Error;
 use crate::identity::{Identity, Scope};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, ConnectError, Request, Response, Status};
 use tonic_types::StatusExt;
 use tranche_ops::{TRACEPARENT, trace};
@@ -58,7 +58,7 @@ impl Caller {
     /// The caller of this request, which may take `limit`.
     pub(crate) fn of<T>(request: &Request<T>, limit: Duration) -> Self {
         let metadata = request.metadata();
-        let limit = limit.min(grpc_timeout(metadata).unwrap_or(limit));
+        let limit = limit.min(asked_time(metadata.as_ref()).unwrap_or(limit));
         Self {
             forwarded: metadata.contains_key(FORWARDED),
             until: Instant::now() + limit,
@@ -122,22 +122,6 @@ impl Caller {
     pub(crate) fn patience(&self) -> Instant {
         self.until.min(Instant::now() + OWNER_WAIT)
     }
-}
-
-/// The time that a caller gives a call, as gRPC writes it.
-fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_hours(number),
-        "M" => Duration::from_mins(number),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
 }
 
 /// When a call may be made a second time.
@@ -385,13 +369,14 @@ pub(crate) fn passing(status: &Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tonic::metadata::MetadataMap;
 
     #[test]
     fn the_caller_s_time_is_read_as_grpc_writes_it() {
         let of = |text: &'static str| {
             let mut metadata = MetadataMap::new();
             metadata.insert("grpc-timeout", AsciiMetadataValue::from_static(text));
-            grpc_timeout(&metadata)
+            asked_time(metadata.as_ref())
         };
         for (text, ms) in
             [("1H", 3_600_000), ("2M", 120_000), ("3S", 3000), ("4m", 4), ("5000u", 5), ("6000000n", 6)]

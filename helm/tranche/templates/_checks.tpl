@@ -62,6 +62,9 @@
 {{- if and $tls (not $v.ops.enabled) -}}
 {{- $wrong = append $wrong "ops.enabled: must be true with TLS: the kubelet's gRPC probes can't speak TLS, so they use the ops port" -}}
 {{- end -}}
+{{- if and (not $v.ops.enabled) (hasKey $v.coordinator.config "open_services") (not (has "health" $v.coordinator.config.open_services)) -}}
+{{- $wrong = append $wrong "coordinator.config.open_services: must have health when ops.enabled is false: the kubelet's gRPC probes have no credential" -}}
+{{- end -}}
 {{- if and $v.ops.enabled (eq (int $v.ops.port) (int $v.coordinator.port)) -}}
 {{- $wrong = append $wrong (printf "ops.port: %d is the gRPC port, too" (int $v.ops.port)) -}}
 {{- end -}}
