@@ -168,7 +168,7 @@ class Processes(Case):
             "max_batches_per_namespace": 100000,
             "max_bytes_per_namespace": "64GiB",
             "max_append_inflight_bytes": 1073741824,
-            "open_services": [],
+            "open_services": ["health"],
             "log": "info,tranche_coordinator=debug",
             "log_format": "json",
         }
