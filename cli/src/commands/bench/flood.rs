@@ -25,7 +25,7 @@ use serde_json::json;
 use tranche_client::{Client, v1};
 
 pub(super) use self::attacker::{AttackerArgs, attack};
-use super::cluster::{Cluster, ClusterArgs, StoreArgs};
+use super::cluster::{Cluster, ClusterArgs, Flags, StoreArgs};
 use super::figure::{Figure, percentile};
 use super::process::Process;
 use super::report::Measured;
@@ -104,7 +104,10 @@ struct Beside {
 impl Row for FloodArgs {
     async fn run(&self, context: &Context) -> Result<Measured> {
         let args = ClusterArgs { workers: 0, slots: 1, store: self.store.clone() };
-        let mut cluster = Cluster::start(context, &args).await?;
+        // Here all come from one address, and calls are limited by caller: it would be the others' limit, too.
+        let coordinator = ["--max-calls-per-second", "0"].map(str::to_owned).to_vec();
+        let flags = Flags { coordinator, ..Flags::default() };
+        let mut cluster = Cluster::start_with(context, &args, &flags).await?;
         let client = cluster.client().await?;
         let batch = v1::Batch {
             targets: vec![v1::Target { handler: "noop".into(), ..Default::default() }],
