@@ -48,6 +48,9 @@ impl Node {
                 .delete(keys::decision(batch))
                 .delete(keys::cutoff(batch))
                 .delete(keys::spec(batch))
+                // It was given back at the end; but a copy of the transaction that took it may have come since, and
+                // whoever is told of it finds nothing to drive. Without the state no other can come.
+                .delete(keys::lock(batch))
                 .delete(keys::state(batch));
             if !request_id.is_empty() {
                 let request = keys::request(&batch.namespace, request_id);

@@ -138,6 +138,27 @@ async fn a_create_that_was_carried_out_unheard_and_deleted_makes_nothing_more() 
     world.end().await;
 }
 
+/// A copy of the transaction that took the lock, which comes when the batch has ended and given it back.
+#[tokio::test]
+async fn a_lock_that_is_taken_late_goes_with_its_batch() {
+    let dir = folder();
+    let world = World::start(dir.path()).await;
+    let batch = world.created("").await;
+    world.ended(&batch).await;
+    until("its lock is given back", || !world.drives(&batch)).await;
+    let state = world.store.get(&keys::state(&batch)).await.expect("read").expect("there");
+    let session = (*world.node.shared.session.borrow()).expect("there is one");
+    let take = Txn::new()
+        .absent(keys::lock(&batch))
+        .created(keys::state(&batch), state.create_revision)
+        .put_held(keys::lock(&batch), ownership::lock_record(&world.node.shared), session);
+    assert!(matches!(world.store.late(&take).await, TxnOutcome::Applied(_)));
+    world.node.delete(&batch).await.expect("deleted");
+    world.is_empty().await;
+    assert_eq!(world.store.late(&take).await, TxnOutcome::Refused, "there is no batch any more");
+    world.end().await;
+}
+
 #[tokio::test]
 async fn of_two_that_delete_a_batch_both_are_right() {
     let dir = folder();
