@@ -5,14 +5,14 @@
 //! refused, wherever it is. Nothing is opened before [`Config::check`] said yes.
 
 mod check;
+mod limits;
 mod security;
 mod sources;
 
+pub use limits::{Rate, Share};
 pub use security::{OpenService, Security};
 pub use sources::{ENV_PREFIX, FIELDS, Field, Texts};
 
-use crate::grpc::rate::Rate;
-use crate::node::{MAX_SLOTS, Share};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -279,51 +279,6 @@ impl Config {
                 self.lease_ttl
             )
         })
-    }
-
-    /// How many calls one caller may make; `None`: any number.
-    pub fn rate(&self) -> Option<Rate> {
-        let per_second = self.max_calls_per_second;
-        let burst = self.max_call_burst.unwrap_or(2 * per_second);
-        let fleet = self.share(self.max_workers_per_identity, self.max_workers);
-        (per_second > 0).then_some(Rate { per_second, burst, fleet })
-    }
-
-    /// How many slots a namespace has for its batches; 0: they hold none.
-    pub fn slots(&self) -> u32 {
-        match (
-            u32::try_from(self.max_batches_per_namespace).unwrap_or(MAX_SLOTS),
-            self.max_bytes_per_namespace,
-        ) {
-            (0, 0) => 0,
-            // Bytes are counted by slots.
-            (0, _) => MAX_SLOTS,
-            (batches, _) => batches,
-        }
-    }
-
-    /// How many WatchBatch streams a namespace may have.
-    pub fn watchers_share(&self) -> Share {
-        let most = self.share(self.max_watchers_per_namespace, self.max_watchers);
-        Share { most, setting: "max_watchers_per_namespace" }
-    }
-
-    /// How many AppendTasks streams a namespace may have.
-    pub fn appenders_share(&self) -> Share {
-        let most = self.share(self.max_append_streams_per_namespace, self.max_append_streams);
-        Share { most, setting: "max_append_streams_per_namespace" }
-    }
-
-    /// How many streams of workers an identity may have.
-    pub fn workers_share(&self) -> Share {
-        let most = self.share(self.max_workers_per_identity, self.max_workers);
-        Share { most, setting: "max_workers_per_identity" }
-    }
-
-    fn share(&self, given: Option<usize>, all: usize) -> usize {
-        // Without identities there is nobody to be fair to.
-        let default = if self.security.identities.is_some() { all.div_ceil(2) } else { all };
-        given.unwrap_or(default)
     }
 
     /// How often workers that hold leases send heartbeats.

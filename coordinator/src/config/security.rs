@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use tranche_ops::is_loopback;
 
-/// TLS, identities, and what this coordinator brings to others. All paths but etcd's are of files that are read again
+/// TLS, identities, and what this coordinator brings to others. All paths are of files that are read again
 /// when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Security {
@@ -25,7 +25,7 @@ pub struct Security {
     pub tls_ca: Option<PathBuf>,
     /// The bearer token that is shown to other coordinators. Default: none.
     pub token_file: Option<PathBuf>,
-    /// Certificate authorities (PEM) of etcd; required with `https://`. Files for etcd are read at the start alone.
+    /// Certificate authorities (PEM) of etcd; required with `https://`.
     pub etcd_ca: Option<PathBuf>,
     /// The client certificate towards etcd (PEM).
     pub etcd_cert: Option<PathBuf>,

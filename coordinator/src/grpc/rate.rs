@@ -11,6 +11,7 @@
 
 use super::peers::FORWARDED;
 use super::status;
+use crate::config::Rate;
 use crate::identity::Identity;
 use futures::future::{Either, Ready, ready};
 use std::collections::HashMap;
@@ -36,17 +37,6 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const OURS: &str = "/tranche.v1.";
 /// What workers call.
 const WORKERS: &str = "/tranche.v1.WorkerService/";
-
-/// How many calls one caller may make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// On the average.
-    pub per_second: usize,
-    /// At once, after a pause.
-    pub burst: usize,
-    /// Workers that attach at once, if that is more.
-    pub fleet: usize,
-}
 
 /// Counts calls.
 #[derive(Clone, Default)]

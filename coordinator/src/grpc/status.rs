@@ -3,7 +3,7 @@
 //! Every status carries a `google.rpc.ErrorInfo` of the domain `tranche`, whose reason programs can match;
 //! wrong fields are a `google.rpc.BadRequest`; what may work later carries a `google.rpc.RetryInfo`.
 
-use super::rate::Rate;
+use crate::config::Rate;
 use crate::error::Error;
 use crate::identity::{Identity, rights};
 use crate::store::StoreError;

@@ -24,9 +24,8 @@ pub use host::Host;
 pub use list::ListFilter;
 pub use members::Member;
 pub use shared::Shared;
-pub(crate) use slots::MAX_SLOTS;
 pub use slots::Slots;
-pub use streams::{Open, Share, Streams};
+pub use streams::{Open, Streams};
 pub use term::Term;
 pub use view::{Live, View, timestamp};
 

@@ -14,8 +14,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tranche_proto::v1;
 
-/// Slots of namespaces that only have a limit of bytes: those are counted by slots, too.
-pub(crate) const MAX_SLOTS: u32 = 100_000;
 /// The most namespaces whose slots are remembered. What is forgotten is only guessed worse.
 const MAX_NAMESPACES: usize = 4096;
 /// Of the slots of batches that nobody seems to own, this many are looked at when none is free.

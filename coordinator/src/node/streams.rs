@@ -1,5 +1,6 @@
 //! How many streams are open: of all callers together, and of each namespace or identity.
 
+use crate::config::Share;
 use crate::error::Error;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,15 +17,6 @@ pub struct Streams {
     share: Share,
     /// Of those that have any: as many as there are streams, at most.
     open: Mutex<HashMap<String, usize>>,
-}
-
-/// How many of them one may have.
-#[derive(Clone, Copy, Debug)]
-pub struct Share {
-    /// The number.
-    pub most: usize,
-    /// The field of the configuration that says so.
-    pub setting: &'static str,
 }
 
 impl Streams {
