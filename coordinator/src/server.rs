@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Connected;
 use tranche_proto::MAX_FRAME_BYTES;
 use tranche_proto::v1::worker_service_server::WorkerServiceServer;
-use tranche_tls::{ClientFiles, Credentials, FileError, Reloading, ServerFiles};
+use tranche_tls::{ClientFiles, Credentials, FileError, Reloading, ServerFiles, TlsConnection};
 
 /// How long connections have, with nothing in work on them, to bring over the last words and be closed by their
 /// clients.
@@ -80,8 +80,10 @@ pub struct Server {
 /// What is asked of those who connect, and what we say of ourselves.
 struct Gate {
     tls: Option<Reloading<ServerConfig>>,
-    /// Of the ops port: probes and scrapers bring no certificate.
+    /// Of the ops port: probes bring no certificate.
     ops_tls: Option<Reloading<ServerConfig>>,
+    /// Scrapers do.
+    ops_asks: bool,
     auth: AuthLayer,
     peers: Arc<Peers>,
 }
@@ -98,7 +100,8 @@ impl Gate {
             ServerFiles { cert, key, client_ca, client_required: book.is_none() }.start()
         });
         let ops_tls = pair.clone().filter(|_| config.ops_listen.is_some()).map(|(cert, key)| {
-            let files = ServerFiles { cert, key, client_ca: None, client_required: false };
+            let client_ca = security.ops_client_ca.clone();
+            let files = ServerFiles { cert, key, client_ca, client_required: false };
             files.start_for(&[b"http/1.1"])
         });
         let (cert, key) = pair.unzip();
@@ -107,6 +110,7 @@ impl Gate {
         Ok(Self {
             tls: tls.transpose()?,
             ops_tls: ops_tls.transpose()?,
+            ops_asks: security.ops_client_ca.is_some(),
             auth: AuthLayer::new(book, &security.open_services),
             peers: Arc::new(Peers::with(Credentials::load(files)?)),
         })
@@ -157,17 +161,18 @@ impl Server {
     /// frees its batches for others, ends open streams, and returns within the configured grace.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { listener, ops, node, config, gate, stop, .. } = self;
-        let Gate { tls, ops_tls, auth, peers } = gate;
+        let Gate { tls, ops_tls, ops_asks, auth, peers } = gate;
         // To the very end: that it leaves is what it has to tell then.
         let ended = CancellationToken::new();
         let telling = ops.map(|(listener, _)| {
             let operator = Arc::new(Operator::new(node.clone(), shutdown.clone()));
             let (incoming, ended) = (tranche_ops::incoming(listener), ended.clone());
             match ops_tls {
-                None => tokio::spawn(tranche_ops::serve(incoming, operator, ended)),
+                None => tokio::spawn(tranche_ops::serve(incoming, operator, |_| true, ended)),
                 Some(tls) => {
                     let incoming = Box::pin(tranche_tls::accept(incoming, tls));
-                    tokio::spawn(tranche_ops::serve(incoming, operator, ended))
+                    let known = move |peer: &TlsConnection<_>| !ops_asks || peer.is_known();
+                    tokio::spawn(tranche_ops::serve(incoming, operator, known, ended))
                 }
             }
         });

@@ -10,9 +10,10 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import urllib.error
 import urllib.request
 
-from chart import ROOT, Case, find, pods, values_of
+from chart import ROOT, Case, find, pods, put, values_of
 from process_test import Release
 from processes import ETCD, Process, run
 
@@ -100,7 +101,8 @@ class Secure(Case):
         return f"https://{process.wait_for(r'^listening on ([0-9.]+:[0-9]+)')}"
 
     def test_production_imports_the_batch_of_helm_test(self):
-        values = values_of("production")
+        values = put(values_of("production"), "ops.clientCa.secret", "tranche-client-ca")
+        values = put(values, "serviceMonitor.certificate.secret", "prometheus")
         objects = Release(values, self.folder).objects
         dns, names = (find(objects, "Certificate", name)["spec"]["dnsNames"] for name in ("t-tranche", "t-tranche-worker-ops"))
         ours, etcds, others = (Authority(self.folder / name) for name in ("ours", "etcds", "others"))
@@ -120,15 +122,20 @@ class Secure(Case):
         etcd = self.etcd(etcds)
         # Two, which call each other: a client may ask the one that doesn't own its batch.
         urls = [self.coordinator(release, number, etcd) for number in range(2)]
-        # Probes and scrapers bring no certificate and no token, and come by TLS all the same.
+        # Probes bring no certificate and no token, and come by TLS all the same; scrapers bring one.
         (spec,) = [spec for pod, _, spec in pods(release.objects) if pod == "StatefulSet/t-tranche"]
         probes = [value["httpGet"] for key, value in spec["containers"][0].items() if key.endswith("Probe")]
         self.assertEqual({"HTTPS"}, {probe["scheme"] for probe in probes})
-        context = ssl.create_default_context(cafile=ours.crt)
+        context, scraper = (ssl.create_default_context(cafile=ours.crt) for _ in range(2))
+        ours.issue("scraper", ["DNS:prometheus"])
+        scraper.load_cert_chain(ours.folder / "scraper.crt", ours.folder / "scraper.key")
         for address in self.ops:
             for path in ["/metrics", *(probe["path"] for probe in probes)]:
-                with urllib.request.urlopen(f"https://{address}{path}", context=context, timeout=30) as answer:
+                by = scraper if path == "/metrics" else context
+                with urllib.request.urlopen(f"https://{address}{path}", context=by, timeout=30) as answer:
                     self.assertEqual(200, answer.status)
+            with self.assertRaisesRegex(urllib.error.HTTPError, "403"):
+                urllib.request.urlopen(f"https://{address}/metrics", context=context, timeout=30)
             with self.assertRaises((OSError, http.client.HTTPException)):
                 urllib.request.urlopen(f"http://{address}/metrics", timeout=30)
 
@@ -144,9 +151,10 @@ class Secure(Case):
         (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
         self.assertEqual("https", endpoint["scheme"])
         self.assertEqual({"name": "t-tranche-worker-ops-tls", "key": "ca.crt"}, endpoint["tlsConfig"]["ca"]["secret"])
+        self.assertEqual({"name": "prometheus", "key": "tls.key"}, endpoint["tlsConfig"]["keySecret"])
         host, port = worker.wait_for(r"^ops port on ([0-9.]+:[0-9]+)").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as plain:
-            with context.wrap_socket(plain, server_hostname=endpoint["tlsConfig"]["serverName"]) as secure:
+            with scraper.wrap_socket(plain, server_hostname=endpoint["tlsConfig"]["serverName"]) as secure:
                 secure.sendall(b"GET /metrics HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n")
                 self.assertIn(b" 200 ", secure.recv(64))
         (spec,) = [spec for pod, _, spec in pods(release.objects) if pod == "Deployment/t-tranche-worker-check"]

@@ -145,6 +145,8 @@ BY_CHECK = [
     (PRODUCTION, "tls.certManager.issuerRef.name", "", "tls.certManager.issuerRef.name: name the issuer"),
     (PRODUCTION, "identities.existingSecret", "", "identities.existingSecret: say who may do what"),
     (TRIAL, "tls.clientCa.secret", "x", "tls.clientCa.secret: client certificates need"),
+    (TRIAL, "ops.clientCa.secret", "x", "ops.clientCa.secret: client certificates need"),
+    (PRODUCTION, "ops.clientCa.secret", "x", "serviceMonitor.certificate.secret: with ops.clientCa"),
     (PRODUCTION, "ops.enabled", False, "ops.enabled: must be true with TLS"),
     (PRODUCTION, "ops.enabled", False, "serviceMonitor.enabled: there is nothing to scrape"),
     (TRIAL, "coordinator.config.open_services", [], "coordinator.config.open_services: must have health"),

@@ -29,10 +29,12 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Pause after a connection couldn't be accepted: it is most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop`; what is open then is cut.
+/// Serves until `stop`; what is open then is cut. `/metrics` answers to connections that are `known` alone; a probe
+/// shows nothing of itself.
 pub async fn serve<C>(
     mut incoming: impl Stream<Item = io::Result<C>> + Send + Unpin,
     operated: Arc<dyn Operated>,
+    known: impl Fn(&C) -> bool,
     stop: CancellationToken,
 ) where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -59,10 +61,10 @@ pub async fn serve<C>(
                     );
                     continue;
                 };
-                let (operated, stop) = (operated.clone(), stop.clone());
+                let (operated, known, stop) = (operated.clone(), known(&stream), stop.clone());
                 open.spawn(async move {
                     let _permit = permit;
-                    let carried = tokio::time::timeout(CONNECTION_LIMIT, carry(stream, operated));
+                    let carried = tokio::time::timeout(CONNECTION_LIMIT, carry(stream, operated, known));
                     let _ = stop.run_until_cancelled(carried).await;
                 });
             }
@@ -72,12 +74,12 @@ pub async fn serve<C>(
     open.wait().await;
 }
 
-async fn carry<C>(stream: C, operated: Arc<dyn Operated>)
+async fn carry<C>(stream: C, operated: Arc<dyn Operated>, known: bool)
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(&request, &*operated);
+        let answer = answer(&request, &*operated, known);
         async move { Ok::<_, Infallible>(answer) }
     });
     let served = hyper::server::conn::http1::Builder::new()
@@ -91,7 +93,7 @@ where
     }
 }
 
-fn answer<B>(request: &Request<B>, operated: &dyn Operated) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, operated: &dyn Operated, known: bool) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut refused = said(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -103,6 +105,9 @@ fn answer<B>(request: &Request<B>, operated: &dyn Operated) -> Response<Full<Byt
             Ok(()) => said(StatusCode::OK, "ready\n".to_owned()),
             Err(why) => said(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         },
+        "/metrics" if !known => {
+            said(StatusCode::FORBIDDEN, "a client certificate is needed here\n".to_owned())
+        }
         "/metrics" => {
             let text = operated.metrics();
             let accepts = request.headers().get_all(ACCEPT).iter();

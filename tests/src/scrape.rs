@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
@@ -27,13 +27,36 @@ pub async fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
 
 /// The same by TLS, with a server whose certificate is of this CA (PEM) and for the address.
 pub async fn try_get_tls(address: &str, path: &str, ca: &Path) -> Option<(u16, String)> {
+    try_get_tls_as(address, path, ca, None).await
+}
+
+/// The same with a client certificate and its key (PEM).
+///
+/// # Panics
+/// When there is no CA, certificate or key in the files.
+pub async fn try_get_tls_as(
+    address: &str,
+    path: &str,
+    ca: &Path,
+    client: Option<(&Path, &Path)>,
+) -> Option<(u16, String)> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).expect("a CA") {
         roots.add(certificate.expect("a certificate")).expect("a CA");
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let config = config.with_protocol_versions(&[&TLS13]).expect("ring has TLS 1.3");
-    let connector = TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
+    let config = config.with_root_certificates(roots);
+    let config = match client {
+        None => config.with_no_client_auth(),
+        Some((cert, key)) => {
+            let certificates = CertificateDer::pem_file_iter(cert).expect("a certificate");
+            let certificates = certificates.collect::<Result<_, _>>().expect("a certificate");
+            let key = PrivateKeyDer::from_pem_file(key).expect("a key");
+            config.with_client_auth_cert(certificates, key).expect("a pair")
+        }
+    };
+    let connector = TlsConnector::from(Arc::new(config));
     let (host, _) = address.rsplit_once(':')?;
     let name = ServerName::try_from(host.to_owned()).expect("a name");
     let stream = connector.connect(name, TcpStream::connect(address).await.ok()?).await.ok()?;

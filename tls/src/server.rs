@@ -117,6 +117,11 @@ pub struct TlsConnection<S> {
 }
 
 impl<S> TlsConnection<S> {
+    /// Whether the client brought a certificate, which was verified.
+    pub fn is_known(&self) -> bool {
+        self.certificate.is_some()
+    }
+
     /// The connection below.
     pub fn get_ref(&self) -> &S {
         self.stream.get_ref().0

@@ -82,6 +82,7 @@ async fn run(settings: Settings) -> ExitCode {
     // Hung up on when this returns, whatever is open.
     let _ended = ended.clone().drop_guard();
     if let Some(address) = settings.ops_listen {
+        let asks = settings.ops_tls.as_ref().is_some_and(|files| files.client_ca.is_some());
         let tls = settings.ops_tls.map(|files| files.start_for(&[b"http/1.1"])).transpose();
         let tls = match tls {
             Ok(tls) => tls,
@@ -106,10 +107,11 @@ async fn run(settings: Settings) -> ExitCode {
         info!(address = %bound, "ops port");
         let (operator, incoming) = (Arc::new(worker.operator()), tranche_ops::incoming(listener));
         match tls {
-            None => tokio::spawn(tranche_ops::serve(incoming, operator, ended)),
+            None => tokio::spawn(tranche_ops::serve(incoming, operator, |_| true, ended)),
             Some(tls) => {
                 let incoming = Box::pin(tranche_tls::accept(incoming, tls));
-                tokio::spawn(tranche_ops::serve(incoming, operator, ended))
+                let known = move |peer: &tranche_tls::TlsConnection<_>| !asks || peer.is_known();
+                tokio::spawn(tranche_ops::serve(incoming, operator, known, ended))
             }
         };
     }

@@ -89,6 +89,9 @@ struct Flags {
     /// Its private key (PEM).
     #[arg(long, env = "TRANCHE_WORKER_OPS_TLS_KEY", value_name = "FILE")]
     ops_tls_key: Option<PathBuf>,
+    /// CAs of those who read /metrics (PEM): it answers to their certificates alone [default: to everybody].
+    #[arg(long, env = "TRANCHE_WORKER_OPS_CLIENT_CA", value_name = "FILE")]
+    ops_client_ca: Option<PathBuf>,
     /// URL of an OpenTelemetry collector that traces are sent to, by OTLP over gRPC [default: none].
     #[arg(long, env = "TRANCHE_WORKER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
@@ -129,6 +132,7 @@ struct File {
     ops_listen: Option<SocketAddr>,
     ops_tls_cert: Option<PathBuf>,
     ops_tls_key: Option<PathBuf>,
+    ops_client_ca: Option<PathBuf>,
     otlp_endpoint: Option<String>,
     insecure: Option<bool>,
     log: Option<String>,
@@ -177,14 +181,18 @@ impl Settings {
         }
         let ops_listen = flags.ops_listen.or(file.ops_listen);
         let pair = (flags.ops_tls_cert.or(file.ops_tls_cert), flags.ops_tls_key.or(file.ops_tls_key));
+        let client_ca = flags.ops_client_ca.or(file.ops_client_ca);
         let ops_tls = match pair {
             (Some(cert), Some(key)) => {
-                Some(ServerFiles { cert, key, client_ca: None, client_required: false })
+                Some(ServerFiles { cert, key, client_ca: client_ca.clone(), client_required: false })
             }
             (None, None) => None,
             (Some(_), None) => return Err("ops_tls_key is required with ops_tls_cert".into()),
             (None, Some(_)) => return Err("ops_tls_cert is required with ops_tls_key".into()),
         };
+        if client_ca.is_some() && ops_tls.is_none() {
+            return Err("ops_client_ca does nothing without ops_tls_cert: certificates need TLS".into());
+        }
         if ops_tls.is_some() && ops_listen.is_none() {
             return Err("ops_tls_cert is for the port of ops_listen, and there is none".into());
         }

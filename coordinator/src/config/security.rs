@@ -17,6 +17,9 @@ pub struct Security {
     /// Certificate authorities of clients (PEM). With `identities` a client may bring a certificate; without, it
     /// must. Default: clients aren't asked.
     pub tls_client_ca: Option<PathBuf>,
+    /// Certificate authorities (PEM) of those who read `/metrics` on the ops port: it answers to their certificates alone.
+    /// Default: to everybody.
+    pub ops_client_ca: Option<PathBuf>,
     /// Who may do what (TOML, `docs/security.md`). Default: everybody may do all.
     pub identities: Option<PathBuf>,
     /// What answers to callers that nobody knows, when there are `identities`. Default: health.
@@ -43,6 +46,7 @@ impl Default for Security {
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,
+            ops_client_ca: None,
             identities: None,
             open_services: vec![OpenService::Health],
             tls_ca: None,
@@ -94,6 +98,12 @@ pub(super) fn check(config: &Config, found: &mut Vec<Problem>) {
     if let (Some(path), None) = (&security.tls_client_ca, &security.tls_cert) {
         let message = "does nothing without tls_cert and tls_key: certificates need TLS";
         found.push(Problem::new("tls_client_ca", path.display(), message));
+    }
+    if let Some(path) = &security.ops_client_ca
+        && (security.tls_cert.is_none() || config.ops_listen.is_none())
+    {
+        let message = "does nothing without ops_listen, tls_cert and tls_key: certificates need TLS";
+        found.push(Problem::new("ops_client_ca", path.display(), message));
     }
     exposed(config, found);
     if let Some(url) = config.advertise.as_ref().filter(|_| security.tls_cert.is_some())

@@ -71,6 +71,7 @@ fn every_field_can_be_given_in_every_way() {
         ("tls_cert", "/tc"),
         ("tls_key", "/tk"),
         ("tls_client_ca", "/tcc"),
+        ("ops_client_ca", "/occ"),
         ("identities", "/i"),
         ("open_services", "reflection,health"),
         ("tls_ca", "/ta"),
@@ -124,6 +125,7 @@ fn every_field_can_be_given_in_every_way() {
             tls_cert: Some("/tc".into()),
             tls_key: Some("/tk".into()),
             tls_client_ca: Some("/tcc".into()),
+            ops_client_ca: Some("/occ".into()),
             identities: Some("/i".into()),
             open_services: vec![OpenService::Reflection, OpenService::Health],
             tls_ca: Some("/ta".into()),
@@ -335,6 +337,10 @@ fn with_tls_and_identities_every_address_is_right_and_nothing_is_forgotten() {
     assert!(problem(load(None, &[], &tls[..1])).starts_with("tls_key: is missing"));
     assert!(problem(load(None, &[], &tls[1..])).starts_with("tls_cert: is missing"));
     assert!(problem(load(None, &[], &[("tls_client_ca", "c")])).starts_with("tls_client_ca"));
+    for with in [&all[..0], &[("ops_listen", "127.0.0.1:0")], &tls] {
+        let given = [with, &[("ops_client_ca", "c")]].concat();
+        assert!(problem(load(None, &[], &given)).starts_with("ops_client_ca"), "{with:?}");
+    }
     assert!(problem(with(&[("advertise", "http://h:1")])).contains("must begin with https://"));
     assert!(problem(load(None, &[], &[("tls_ca", "")])).contains("path of a file"));
     assert!(problem(load(None, &[], &[("open_services", "health,admin")])).contains("health and reflection"));

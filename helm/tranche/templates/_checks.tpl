@@ -59,6 +59,12 @@
 {{- if and $v.tls.clientCa.secret (not $tls) -}}
 {{- $wrong = append $wrong "tls.clientCa.secret: client certificates need tls.existingSecret or tls.certManager" -}}
 {{- end -}}
+{{- if and $v.ops.clientCa.secret (not $tls) -}}
+{{- $wrong = append $wrong "ops.clientCa.secret: client certificates need tls.existingSecret or tls.certManager" -}}
+{{- end -}}
+{{- if and $v.ops.clientCa.secret $v.serviceMonitor.enabled (not $v.serviceMonitor.certificate.secret) -}}
+{{- $wrong = append $wrong "serviceMonitor.certificate.secret: with ops.clientCa /metrics answers to client certificates alone: name Prometheus' own" -}}
+{{- end -}}
 {{- if and $tls (not $v.ops.enabled) -}}
 {{- $wrong = append $wrong "ops.enabled: must be true with TLS: the kubelet's gRPC probes can't speak TLS, so they use the ops port" -}}
 {{- end -}}

@@ -288,3 +288,34 @@ Not mergeOverwrite, which takes an own 0, false or "" for none. */}}
     items: [{key: {{ .identity.tokenKey | quote }}, path: {{ .identity.tokenKey | quote }}}]
 {{- end }}
 {{- end -}}
+
+{{/* The CA of those who read /metrics, where the ops port speaks TLS. */}}
+{{- define "tranche.opsCaMounts" -}}
+{{- if .Values.ops.clientCa.secret }}
+- name: ops-client-ca
+  mountPath: /etc/tranche/metrics-ca
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "tranche.opsCaVolumes" -}}
+{{- with .Values.ops.clientCa }}
+{{- if .secret }}
+- name: ops-client-ca
+  secret:
+    secretName: {{ .secret }}
+    items: [{key: {{ .key | quote }}, path: {{ .key | quote }}}]
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What Prometheus shows there. */}}
+{{- define "tranche.scraperCertificate" -}}
+{{- with .Values.serviceMonitor.certificate }}
+{{- if .secret }}
+cert:
+  secret: {name: {{ .secret }}, key: {{ .certKey | quote }}}
+keySecret: {name: {{ .secret }}, key: {{ .keyKey | quote }}}
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -64,6 +64,7 @@ async fn values_that_are_none() {
         (vec!["--ops-listen", "127.0.0.1:0", "--ops-tls-cert", "/c"], "ops_tls_key is required"),
         (vec!["--ops-listen", "127.0.0.1:0", "--ops-tls-key", "/k"], "ops_tls_cert is required"),
         (vec!["--ops-tls-cert", "/c", "--ops-tls-key", "/k"], "there is none"),
+        (vec!["--ops-listen", "127.0.0.1:0", "--ops-client-ca", "/c"], "ops_client_ca does nothing"),
         (vec!["--ops-listen", "0.0.0.0:0", "--ops-tls-cert", "/nowhere", "--ops-tls-key", "/k"], "/nowhere"),
     ] {
         start("tranche-worker", &arguments).await.exits(2).says(&[text]);

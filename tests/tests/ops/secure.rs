@@ -121,3 +121,49 @@ async fn a_workers_ops_port_speaks_tls_with_the_newest_certificate() {
     let ca = pki.path("ca.pem");
     eventually("the new certificate serves", async || scrape::try_get_tls(&ops, "/livez", &ca).await).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_answer_to_certificates_alone_where_that_is_asked_and_probes_to_everybody() {
+    let (pki, ours, other) = (Pki::new(), Pki::new(), Pki::new());
+    for ca in [&ours, &other] {
+        ca.issue("scraper", &["dns:prometheus"]);
+    }
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    let (cert, key) = (text(pki.path("server.pem")), text(pki.path("server.key")));
+    let client_ca = text(ours.path("ca.pem"));
+    let mut cluster = Cluster::start().await;
+    let flags = [
+        ("ops-listen", "127.0.0.1:0"),
+        ("ops-tls-cert", &cert),
+        ("ops-tls-key", &key),
+        ("ops-client-ca", &client_ca),
+    ];
+    cluster.worker_with("w1", 1, &flags).await;
+    let worker = crate::worker::ops_port(cluster.worker_process("w1"));
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = format!("embedded:{}", dir.path().join("store").display());
+    let words = ["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--store", &store];
+    let words = [&words[..], &["--tls-cert", &cert, "--tls-key", &key, "--ops-client-ca", &client_ca]];
+    let words: Vec<String> = words.concat().into_iter().map(str::to_owned).collect();
+    let mut process =
+        Process::spawn_with("coordinator", &program("tranche-coordinator"), &words, &[], dir.path());
+    let coordinator = process.said("ops port on").await.expect("an ops port").trim().to_owned();
+
+    let ca = pki.path("ca.pem");
+    for ops in [&worker, &coordinator] {
+        let ask = async |path: &str, of: Option<&Pki>| {
+            let pair = of.map(|pki| (pki.path("scraper.pem"), pki.path("scraper.key")));
+            let pair = pair.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+            scrape::try_get_tls_as(ops, path, &ca, pair).await
+        };
+        for path in ["/livez", "/readyz"] {
+            assert_eq!(ask(path, None).await.map(|(status, _)| status), Some(200), "{path}");
+        }
+        let (status, text) = ask("/metrics", None).await.expect("an answer");
+        assert_eq!((status, text.as_str()), (403, "a client certificate is needed here\n"));
+        let (status, text) = ask("/metrics", Some(&ours)).await.expect("an answer");
+        assert!(status == 200 && text.contains("tranche_"), "{status} {text}");
+        assert_eq!(ask("/metrics", Some(&other)).await, None, "a certificate of another CA");
+    }
+}
