@@ -36,7 +36,7 @@ async fn port() -> Port {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let (address, told, stop) =
         (listener.local_addr().expect("bound"), Arc::new(Told::default()), CancellationToken::new());
-    let serving = tokio::spawn(serve(incoming(listener), told.clone(), stop.clone()));
+    let serving = tokio::spawn(serve(incoming(listener), told.clone(), |_| true, stop.clone()));
     Port { address, told, stop, serving }
 }
 

@@ -12,12 +12,11 @@ use super::{Member, Shared, Term};
 use crate::config::{DEFAULT_SESSION_TTL, StoreConfig};
 use crate::driver::{ledger, records};
 use crate::error::Error;
-use crate::metrics::Cause;
 use crate::store::keys::{self, BatchKey};
 use crate::store::{Entry, RangeOptions, Revision, Session, StoreError, Txn, Watch, WatchEvent, commit};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use take::Takes;
+use take::{Freed, Takes};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tranche_engine::{Decision, Event, Outcome};
@@ -249,9 +248,7 @@ async fn lock_changed(
                 let last = shared.members.unlocked(&batch, revision);
                 // An event that is late says nothing of who has it now.
                 if shared.members.owner(&batch).is_none() {
-                    let last = last.as_ref().map(|last| last.id.as_str());
-                    let handed = last.is_some_and(|last| shared.members.signed_off(last, revision));
-                    takes.free(shared, batch, last, if handed { Cause::Handover } else { Cause::Loss });
+                    takes.free(shared, batch, Freed::Deleted(last.map(|last| last.id), revision));
                 }
             }
         }
@@ -263,7 +260,7 @@ async fn lock_changed(
                 }
             }
             for batch in free(shared).await? {
-                takes.free(shared, batch, None, Cause::Loss);
+                takes.free(shared, batch, Freed::Unseen);
             }
         }
     }

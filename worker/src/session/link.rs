@@ -96,7 +96,12 @@ impl Link {
         match &self.phase {
             Phase::Down => None,
             Phase::Greeting { hello, .. } => Some(*hello + WELCOME_WITHIN),
-            Phase::Attached(attached) => attached.unacked.front().map(|(_, sent)| *sent + silence(self.ttl)),
+            Phase::Attached(attached) => {
+                // Also a link that was idle is found dead within a TTL of its last answer: as long as a coordinator that
+                // was started anew waits for those who hold leases of its batches.
+                let patience = silence(self.ttl).min(self.ttl.saturating_sub(attached.idle_interval));
+                attached.unacked.front().map(|(_, sent)| *sent + patience)
+            }
         }
     }
 

@@ -28,11 +28,43 @@ const STEP: Duration = Duration::from_millis(150);
 /// After this long, a lock of ours that nobody drives was taken by a call that never heard so.
 const OWN_MOMENT: Duration = Duration::from_secs(1);
 
+/// Why a lock is free.
+#[derive(Clone, Debug)]
+pub(super) enum Freed {
+    /// It was when the session began.
+    Before,
+    /// It was deleted at this revision, of this owner if that is known.
+    Deleted(Option<String>, Revision),
+    /// That wasn't seen.
+    Unseen,
+}
+
+impl Freed {
+    fn last(&self) -> Option<&str> {
+        match self {
+            Self::Deleted(last, _) => last.as_deref(),
+            Self::Before | Self::Unseen => None,
+        }
+    }
+
+    /// Asked when the lock is taken: that its owner had signed off before may be heard of a little later than that
+    /// the lock is gone, since each is watched for by itself.
+    fn cause(&self, shared: &Shared) -> Cause {
+        match self {
+            Self::Before => Cause::Start,
+            Self::Deleted(Some(last), revision) if shared.members.signed_off(last, *revision) => {
+                Cause::Handover
+            }
+            Self::Deleted(..) | Self::Unseen => Cause::Loss,
+        }
+    }
+}
+
 /// What is to be done with a batch's lock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Job {
-    /// Take it, if it is free; why it is.
-    Take(Cause),
+    /// Take it, if it is free.
+    Take(Freed),
     /// It was taken by this coordinator, at this epoch: drive the batch, if that isn't done.
     Drive(Revision),
 }
@@ -50,16 +82,16 @@ pub(super) struct Takes {
 }
 
 impl Takes {
-    /// The lock is free: it is taken when it is this coordinator's turn. `last` is the owner that left.
-    pub(super) fn free(&mut self, shared: &Shared, batch: BatchKey, last: Option<&str>, cause: Cause) {
-        let rank = u32::try_from(shared.members.rank(&batch, &shared.id, last)).unwrap_or(u32::MAX);
-        self.plan(batch, Job::Take(cause), STEP.saturating_mul(rank));
+    /// The lock is free: it is taken when it is this coordinator's turn.
+    pub(super) fn free(&mut self, shared: &Shared, batch: BatchKey, freed: Freed) {
+        let rank = u32::try_from(shared.members.rank(&batch, &shared.id, freed.last())).unwrap_or(u32::MAX);
+        self.plan(batch, Job::Take(freed), STEP.saturating_mul(rank));
     }
 
     /// The same, for a batch that was there when the session began.
     pub(super) fn free_at_start(&mut self, shared: &Shared, batch: BatchKey) {
         self.first.insert(batch.clone());
-        self.free(shared, batch, None, Cause::Start);
+        self.free(shared, batch, Freed::Before);
     }
 
     /// The lock was taken.
@@ -102,13 +134,13 @@ impl Takes {
             let shared = shared.clone();
             self.work.spawn(async move {
                 let work = async {
-                    match job {
-                        Job::Take(cause) => take(&shared, &batch, cause).await,
-                        Job::Drive(epoch) if driven(&shared, &batch, epoch) => Ok(()),
+                    match &job {
+                        Job::Take(freed) => take(&shared, &batch, freed).await,
+                        Job::Drive(epoch) if driven(&shared, &batch, *epoch) => Ok(()),
                         Job::Drive(epoch) => {
                             let session = *shared.session.borrow();
                             match session {
-                                Some(session) => begin(&shared, &batch, epoch, session).await,
+                                Some(session) => begin(&shared, &batch, *epoch, session).await,
                                 None => Ok(()),
                             }
                         }
@@ -166,7 +198,7 @@ pub(in crate::node) fn lock_record(shared: &Shared) -> Bytes {
 }
 
 /// Takes a batch's lock, if it is free and the batch still needs an owner.
-async fn take(shared: &Arc<Shared>, batch: &BatchKey, cause: Cause) -> Result<(), Error> {
+async fn take(shared: &Arc<Shared>, batch: &BatchKey, freed: &Freed) -> Result<(), Error> {
     let store = &*shared.store;
     let Some(session) = *shared.session.borrow() else { return Ok(()) };
     let Some(state) = store.get(&keys::state(batch)).await? else { return Ok(()) };
@@ -183,7 +215,7 @@ async fn take(shared: &Arc<Shared>, batch: &BatchKey, cause: Cause) -> Result<()
         TxnOutcome::Refused => Ok(()),
         TxnOutcome::Applied(epoch) => {
             tracing::info!(batch.id = %batch, epoch, "sequence lock taken");
-            shared.metrics.ownership.taken(cause);
+            shared.metrics.ownership.taken(freed.cause(shared));
             drive_created(shared, batch, epoch, session).await
         }
     }

@@ -267,6 +267,23 @@ pub(super) fn a_lease_that_comes_at_any_time_between_two_idle_heartbeats_is_rene
     }
 }
 
+/// A coordinator that was started anew waits a TTL for the workers that hold leases of its batches: whoever was idle
+/// there must find out by then that its stream is dead. (Simulated seed 2645.)
+#[test]
+pub(super) fn a_stream_that_was_idle_is_given_up_within_a_ttl_of_its_last_answer() {
+    let ms = Duration::from_millis;
+    for interval in [INTERVAL, ms(4500), IDLE] {
+        let mut sim = idle(interval);
+        // The welcome was the last.
+        sim.pass(interval);
+        let patience = (TTL / 2).min(TTL.saturating_sub(interval));
+        sim.pass(patience.saturating_sub(ms(1)));
+        assert!(sim.closed.is_empty(), "{interval:?}");
+        sim.pass(ms(1));
+        assert_eq!(sim.closed.len(), 1, "{interval:?}");
+    }
+}
+
 #[test]
 pub(super) fn leases_that_a_new_owner_takes_up_make_its_heartbeats_frequent() {
     let mut sim = Sim::new(settings(2, 1, 2));
