@@ -219,12 +219,12 @@ impl Dispatch {
     pub fn grant(&self, worker: &WorkerKey, delivery: Delivery) -> bool {
         let mut inner = self.lock();
         let revoked = inner.revoked.contains(&delivery.batch) && Guard::RevokedBatch.on();
-        let foreign = inner.session_for(worker, &delivery.batch).is_none();
+        let Some((session, backlog)) = inner.session_and_backlog(worker) else { return false };
+        let foreign = !session.scope.sees(&delivery.batch.namespace);
         if foreign || delivery.phase == Phase::Stage && revoked {
             inner.undelivered(worker, &delivery.batch);
             return false;
         }
-        let Some((session, backlog)) = inner.session_and_backlog(worker) else { return false };
         let since = session.answered(&delivery.batch);
         session.outstanding.insert(
             delivery.token,

@@ -3,8 +3,10 @@
 use super::fake::{FakeWorker, RawWorker, report};
 use super::*;
 use crate::identity::Scope;
+use crate::metrics::Operator;
 use crate::store::{Store, Txn, TxnOutcome};
 use tokio::time::Instant;
+use tranche_ops::Operated as _;
 use tranche_proto::stored::Stored;
 use tranche_proto::v1::attach_request::Frame as To;
 use tranche_proto::v1::attach_response::Frame;
@@ -210,6 +212,42 @@ async fn a_take_over_that_fails_is_tried_again() {
     a.end().await;
     until("it is driven", || b.drives(&batch)).await;
     b.append(&batch, 1, 3).await;
+    b.end().await;
+}
+
+/// Its signing off and the deletion of its lock are watched for by themselves, and may be heard of in any order.
+#[tokio::test]
+async fn an_owner_that_signed_off_handed_over_in_whatever_order_that_is_heard() {
+    let dir = folder();
+    let a = World::start(dir.path()).await;
+    let b = a.beside(dir.path()).await;
+    let members = || b.node.shared.members.list().borrow().len();
+    until("they know each other", || members() == 2).await;
+    let batch = a.node.create("default", spec(), "").await.expect("created").key;
+    until("its owner is known", || b.node.shared.members.owner(&batch).is_some()).await;
+    // One watch is of each.
+    let signs_off = [(); 2].map(|()| a.store.stop("event coordinators/"));
+    a.node.shared.leave().await;
+    let mut told = Vec::new();
+    for stopped in signs_off {
+        told.push(stopped.reached().await);
+    }
+    let taken = a.store.stop("txn locks/");
+    a.end().await;
+    let go = timeout(LONG, taken.reached()).await.expect("it takes the lock");
+    assert_eq!(members(), 2, "it hasn't heard of it");
+    for told in told {
+        let _ = told.send(());
+    }
+    until("it has", || members() == 1).await;
+    go.send(()).expect("it waits");
+    until("it is driven", || b.drives(&batch)).await;
+    let text = Operator::new(b.node.clone(), CancellationToken::new()).metrics();
+    let count = |cause: &str| {
+        let name = format!("tranche_takeovers_total{{cause=\"{cause}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).expect("there").to_owned()
+    };
+    assert_eq!([count("handover"), count("loss")], ["1", "0"]);
     b.end().await;
 }
 

@@ -22,6 +22,8 @@ enum Then {
     Wait(oneshot::Sender<()>, oneshot::Receiver<()>),
 }
 
+type Traps = Arc<Mutex<Vec<Trap>>>;
+
 struct Trap {
     call: String,
     then: Then,
@@ -42,10 +44,10 @@ impl Stopped {
 }
 
 /// The embedded store with traps. A call is `get KEY`, `txn KEY` with the first key that it puts or deletes,
-/// `range PREFIX`, `watch PREFIX`, `session`, or `close_session`.
+/// `range PREFIX`, `watch PREFIX`, `event PREFIX` (the next one of a watch), `session`, or `close_session`.
 pub(super) struct Troubled {
     inner: Arc<Embedded>,
-    traps: Mutex<Vec<Trap>>,
+    traps: Traps,
     decisions: AtomicUsize,
     overslept: AtomicBool,
     sent: Mutex<Vec<Txn>>,
@@ -57,7 +59,7 @@ impl Troubled {
     pub(super) fn new(inner: Arc<Embedded>) -> Arc<Self> {
         Arc::new(Self {
             inner,
-            traps: Mutex::default(),
+            traps: Traps::default(),
             decisions: AtomicUsize::default(),
             overslept: AtomicBool::default(),
             sent: Mutex::default(),
@@ -150,20 +152,24 @@ impl Troubled {
 
     /// False: its answer is to be lost.
     async fn pass(&self, call: &str) -> Result<bool, StoreError> {
-        let trap = {
-            let mut traps = self.traps.lock().unwrap();
-            traps.iter().position(|trap| call.starts_with(&trap.call)).map(|at| traps.remove(at))
-        };
-        match trap.map(|trap| trap.then) {
-            None => Ok(true),
-            Some(Then::Lose) => Ok(false),
-            Some(Then::Fail(error)) => Err(error),
-            Some(Then::Panic) => panic!("by order of the test"),
-            Some(Then::Wait(there, go)) => {
-                let _ = there.send(());
-                let _ = go.await;
-                Ok(true)
-            }
+        pass(&self.traps, call).await
+    }
+}
+
+async fn pass(traps: &Traps, call: &str) -> Result<bool, StoreError> {
+    let trap = {
+        let mut traps = traps.lock().unwrap();
+        traps.iter().position(|trap| call.starts_with(&trap.call)).map(|at| traps.remove(at))
+    };
+    match trap.map(|trap| trap.then) {
+        None => Ok(true),
+        Some(Then::Lose) => Ok(false),
+        Some(Then::Fail(error)) => Err(error),
+        Some(Then::Panic) => panic!("by order of the test"),
+        Some(Then::Wait(there, go)) => {
+            let _ = there.send(());
+            let _ = go.await;
+            Ok(true)
         }
     }
 }
@@ -201,9 +207,10 @@ impl Store for Troubled {
         let mut events = self.inner.watch(prefix, after).await?;
         let (to, watch) = mpsc::channel(WATCH_BOUND);
         self.watches.lock().unwrap().push((prefix.to_owned(), to.clone()));
+        let (traps, name) = (self.traps.clone(), format!("event {prefix}"));
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
-                if to.send(event).await.is_err() {
+                if pass(&traps, &name).await.is_err() || to.send(event).await.is_err() {
                     return;
                 }
             }
